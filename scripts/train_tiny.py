@@ -1,0 +1,231 @@
+"""Train the embedded model: LLaDA's objective on word problems made by rule, two cores, about two hours.
+
+    python scripts/train_tiny.py --out DIR [--steps N]
+
+Resumes from DIR/state.pt when that exists. LLaDA masks the answer at random (arXiv 2502.09992,
+section 2.2); decoding visits other states, so most sequences here are masked as a decoder would
+have left them: everything right of a frontier, or the hard tokens last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from build_tokenizer import SPECIAL, save
+from tokenizers import Tokenizer
+from torch import Tensor
+from word_problems import Problem, problems
+
+from fastdllm.models.config import ModelConfig
+from fastdllm.models.transformer import Transformer
+
+LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
+TOKENS_PER_STEP = 4096
+NEAR = 8  # how many tokens right of a frontier count fully
+FAR_WEIGHT, PAD_WEIGHT = 0.1, 0.1
+DRILLS = 0.35  # share of rows that hold sums alone
+
+
+def model_config(tokenizer: Tokenizer, layers: int = 4) -> ModelConfig:
+    vocab = -(-tokenizer.get_vocab_size() // 32) * 32
+    eos, eot, mask = (tokenizer.token_to_id(SPECIAL[i]) for i in (1, 4, 5))
+    return ModelConfig(
+        family="llada", vocab_size=vocab, hidden_size=256, num_layers=layers, num_heads=4, num_kv_heads=4,
+        intermediate_size=688, max_length=512, rope_theta=10000.0, rms_norm_eps=1e-5, qkv_bias=False,
+        tie_embeddings=True, mask_id=mask, eos_ids=(eos, eot), pad_id=eos,
+    )  # fmt: skip
+
+
+class Batches:
+    """Canvases (B, T) of prompt, answer and end-of-text, with their prompt lengths and a class per token."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.stream = problems(seed, held_out=False)
+        self.bos, self.eos, self.start, self.end, self.eot, self.mask = map(tokenizer.token_to_id, SPECIAL)
+        names = ("user", "assistant", "\n\n")
+        self.user, self.assistant, self.gap = (tokenizer.encode(w).ids[0] for w in names)
+        self.rng = random.Random(seed)
+        self.equals, self.dollar = tokenizer.token_to_id("="), tokenizer.token_to_id("$")
+        self.number = torch.zeros(tokenizer.get_vocab_size() + 64, dtype=torch.bool)
+        self.number[[i for t, i in tokenizer.get_vocab().items() if t.isdigit()]] = True
+        self.hard = torch.zeros(tokenizer.get_vocab_size() + 64, dtype=torch.bool)
+        self.hard[[i for t, i in tokenizer.get_vocab().items() if t.isdigit() or t in "Ġ$"]] = True
+
+    def encode(self, batch: list[Problem]) -> list[tuple[list[int], list[int]]]:
+        texts = [" " + text for p in batch for text in (p.question, p.answer)]
+        ids = [e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        head = [self.bos, self.start, self.user, self.end, self.gap]
+        tail = [self.eot, self.start, self.assistant, self.end, self.gap]
+        return [(head + q + tail, a) for q, a in zip(ids[::2], ids[1::2], strict=True)]
+
+    def drill(self, length: int) -> list[int]:
+        """The sums of several problems and nothing else: practice in arithmetic, few products as those come first."""
+        sums = [s for _ in range(9) for s in re.findall(r"\d+[-+*/]\d+=\$?\d+", next(self.stream).answer)]
+        sums = [s for s in sums if "*" not in s or self.rng.random() < 0.15]
+        self.rng.shuffle(sums)
+        return self.tokenizer.encode(" " + ". ".join(sums) + ".").ids[:length]
+
+    def next(self, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (B, T), prompt lengths (B,), answer lengths (B,), where results stand (B, T).
+
+        Rows of sums come first and have no prompt.
+        """
+        rows = TOKENS_PER_STEP // length
+        drills = int(DRILLS * rows)
+        pairs = [([], self.drill(length)) for _ in range(drills)]
+        pairs += self.encode([next(self.stream) for _ in range(rows - drills)])
+        tokens = torch.full((len(pairs), length), self.eos)
+        for row, (question, answer) in enumerate(pairs):
+            text = torch.tensor((question + answer)[:length])
+            tokens[row, : len(text)] = text
+        previous = F.pad(tokens, (1, 0))[:, :-1]
+        results = ((previous == self.equals) | (previous == self.dollar)) & self.number[tokens]
+        return tokens, torch.tensor([len(q) for q, _ in pairs]), torch.tensor([len(a) for _, a in pairs]), results
+
+
+def corrupt(tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, hard: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions to mask and the loss weight of each, both (B, T).
+
+    Four kinds of row: 45 % frontier (all right of a point is masked), 30 % block-wise as a decoder
+    leaves it (clean left of a block, the hard tokens of the block last, all right of it masked),
+    15 % the same over the whole answer, 10 % LLaDA's uniform masking. Half of the frontiers stand at
+    a result. Rows of sums mask their results, 60 % of them with all right of one of these.
+    """
+    B, T = tokens.shape
+    slot = torch.arange(T)[None] - prompts[:, None]
+    inside = slot >= 0
+    kind = torch.rand(B, 1)
+    frontier = (torch.rand(B, 1) * (answers[:, None] + 1)).long()
+    at_result = ((torch.rand(B, T) * (results & inside)).argmax(1, keepdim=True) - prompts[:, None]).clamp(min=0)
+    frontier = torch.where(torch.rand(B, 1) < 0.5, at_result, frontier)
+    size = torch.tensor([8, 16, 32])[torch.randint(3, (B, 1))]
+    start = torch.where(kind < 0.75, (frontier // size) * size, 0)
+    stop = torch.where(kind < 0.75, start + size, T)
+    order = torch.rand(B, T) + torch.where(kind < 0.90, 0.4 * torch.rand(B, 1) * hard[tokens], 0.0)
+    rate = ((torch.arange(B) + torch.rand(B)) / B)[:, None].clamp(0.02, 1.0)
+    rank = order.masked_fill((slot < start) | (slot >= stop), -1).argsort(1, descending=True).argsort(1)
+    open_slots = ((slot >= start) & (slot < stop)).sum(1, keepdim=True)
+    noised = (rank < (rate * open_slots).ceil()) & (slot >= start) & (slot < stop)
+    masked = torch.where(kind < 0.45, slot >= frontier, noised | (slot >= stop)) & inside
+    near = torch.where(kind < 0.45, slot < frontier + NEAR, slot < stop)
+    weight = torch.where(near, 1.0, FAR_WEIGHT) * torch.where(slot > answers[:, None], PAD_WEIGHT, 1.0)
+    cut = torch.where(torch.rand(B, 1) < 0.6, at_result, T)
+    drilled, drills = prompts[:, None] == 0, results & (slot <= cut)
+    masked = torch.where(drilled, drills | (slot >= cut), masked)
+    return masked, torch.where(drilled, drills, weight * masked)
+
+
+@torch.no_grad()
+def probe(model: Transformer, batches: Batches, held_out: list[tuple[list[int], list[int]]]) -> dict[str, float]:
+    """Accuracy of the frontier token with all right of it masked, by class, on problems not trained on."""
+    right: dict[str, list[float]] = {}
+    rng = random.Random(0)
+    T, rows, targets = 112, [], []
+    for question, answer in held_out:
+        for at in rng.sample(range(len(answer)), 8):
+            row = (question + answer[:at])[:T]
+            rows.append(row + [batches.mask] * (T - len(row)))
+            targets.append((len(question) + at, answer[at], answer[at - 1] if at else -1))
+    tokens = torch.tensor(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        positions = torch.arange(T).expand(len(tokens), T)
+        at = torch.tensor([t[0] for t in targets])
+        hidden = torch.cat([model(*pair) for pair in zip(tokens.split(64), positions.split(64), strict=True)])
+        guess = model.logits(hidden[torch.arange(len(tokens)), at]).argmax(-1).tolist()
+    ids = batches.tokenizer.id_to_token
+    for (_, truth, before), got in zip(targets, guess, strict=True):
+        word, previous = ids(truth), ids(before) if before >= 0 else ""
+        kind = "word"
+        if word.isdigit():
+            kind = "result" if previous in ("=", "$") else "operand"
+        right.setdefault(kind, []).append(float(got == truth))
+    return {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())}
+
+
+def optimizers(model: Transformer) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    known = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    muon = torch.optim.Muon(matrices, lr=4e-3, momentum=0.95, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Warm up, hold, then fall in a straight line over the last 40 %: the end can be moved while it runs."""
+    return min(1.0, (step + 1) / 150, max(0.01, (steps - step) / (0.4 * steps)))
+
+
+def initialise(model: Transformer) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            scale = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+            if name.endswith(("out.weight", "down.weight")):
+                scale /= (2 * model.config.num_layers) ** 0.5
+            torch.nn.init.normal_(parameter, std=scale)
+
+
+def train(out: Path, steps: int, layers: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    tokenizer = save(out)
+    model = Transformer(model_config(tokenizer, layers))
+    initialise(model)
+    optimisers = optimizers(model)
+    batches, step, state = Batches(tokenizer, seed), 0, out / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        step = saved["step"]
+        batches = Batches(tokenizer, seed + step)
+    stream = problems(999_983, held_out=True)  # validation; the published problems have another seed
+    watched = batches.encode([next(stream) for _ in range(100)])
+    bases = [group["lr"] for o in optimisers for group in o.param_groups] if step == 0 else [4e-3, 2e-3]
+    compiled = torch.compile(model, dynamic=False)
+    rng, began, seen, losses = random.Random(seed + step), time.time(), 0, []
+    while step < steps:
+        length = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+        for base, group in zip(bases, (g for o in optimisers for g in o.param_groups), strict=True):
+            group["lr"] = base * rate_at(step, steps)
+        tokens, prompts, answers, results = batches.next(length)
+        masked, weight = corrupt(tokens, prompts, answers, results, batches.hard)
+        with torch.autocast("cpu", torch.bfloat16):
+            noisy = tokens.masked_fill(masked, batches.mask)
+            logits = model.logits(compiled(noisy, torch.arange(length).expand_as(tokens)))
+        loss = F.cross_entropy(logits[masked].float(), tokens[masked], reduction="none")
+        loss = (loss * weight[masked]).sum() / weight.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        step, seen = step + 1, seen + tokens.numel()
+        losses.append(loss.item())
+        if step % 200 == 0 or step == steps:
+            record = {"step": step, "loss": round(sum(losses) / len(losses), 4), "tokens_per_s": round(seen / (time.time() - began))}
+            losses = []
+            print(json.dumps(record | probe(model, batches, watched)), flush=True)
+            torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step}, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    train(args.out, args.steps, args.layers, args.seed)
+
+
+if __name__ == "__main__":
+    main()

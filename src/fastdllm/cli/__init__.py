@@ -1,0 +1,1 @@
+"""The command line: ``fastdllm generate``, ``fastdllm chat`` and ``fastdllm info``."""

@@ -1,0 +1,83 @@
+"""``fastdllm``: the commands, and how a run ends when something goes wrong.
+
+Exit codes: 0 done, 2 an error that is one sentence on stderr, 130 interrupted, 141 the reader of a pipe left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import fastdllm
+from fastdllm.cli.chat import chat
+from fastdllm.cli.console import quiet_libraries
+from fastdllm.cli.generate import generate
+from fastdllm.cli.info import info
+from fastdllm.errors import FastdllmError
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+class Commands(TyperGroup):
+    """The one place where errors become a sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # What is still buffered would fail again, noisily, when the interpreter closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from None
+        except FastdllmError as error:
+            raise _failed(str(error)) from None
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise _failed(f"{what}.") from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _failed(message: str) -> typer.Exit:
+    typer.echo(f"error: {message}", err=True)
+    return typer.Exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastdllm {fastdllm.__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(generate)
+app.command()(chat)
+app.command()(info)
+
+
+@app.callback()
+def root(
+    version: Annotated[  # noqa: ARG001 (typer calls it back)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fast, exact and batched generation with masked diffusion language models (LLaDA, Dream)."""
+
+
+def main() -> None:
+    """Entry point of the ``fastdllm`` command."""
+    quiet_libraries()
+    app(prog_name="fastdllm")

@@ -1,0 +1,95 @@
+"""The canvas in the terminal: each token coloured by the pass that committed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.style import Style
+from rich.text import Text
+
+from fastdllm.cli.console import printable
+
+if TYPE_CHECKING:
+    from fastdllm.completion import Draft
+    from fastdllm.engine import Engine
+
+# Early to late; each is readable on a dark and on a light background.
+PALETTE = ("#4f7cff", "#1f9fd0", "#14a58c", "#4fa63a", "#a8941c", "#d9822b", "#df5548", "#c653b4")
+OPEN, END = "░", "∎"
+PARTIAL = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4
+
+
+def shade(nfe: int, passes: int) -> str:
+    """Colour of what pass ``nfe`` of ``passes`` committed, 1 the first."""
+    return PALETTE[_bucket(nfe, passes) * (len(PALETTE) - 1) // max(1, min(len(PALETTE), passes) - 1)]
+
+
+def _bucket(nfe: int, passes: int) -> int:
+    return (nfe - 1) * min(len(PALETTE), passes) // passes
+
+
+def legend(passes: int) -> Text:
+    """One line that says which colour means which passes."""
+    line = Text("pass ", style="dim")
+    for _, same in groupby(range(1, passes + 1), lambda nfe: _bucket(nfe, passes)):
+        group = list(same)
+        label = f"{group[0]}" if len(group) == 1 else f"{group[0]}-{group[-1]}"
+        line.append(f"{label} ", style=shade(group[0], passes))
+    return line.append(f" {END} end token", style="dim")
+
+
+def canvas_text(engine: Engine, draft: Draft) -> Text:
+    """The slots of an answer as they stand; slots that will never be computed are left out."""
+    config, passes = engine.config, max(1, draft.nfe)
+    ends = [at for at, token in enumerate(draft.canvas) if token in config.eos_ids]
+    first_end = ends[0] if ends else draft.gen_length
+    text = Text()
+    for at, piece in enumerate(pieces(engine, draft.canvas)):
+        if draft.canvas[at] == config.mask_id:
+            text.append("" if draft.finish_reason else OPEN, style="dim")
+        else:
+            text.append(piece, style=Style(color=shade(draft.committed_at[at], passes), dim=at > first_end))
+    return text
+
+
+def pieces(engine: Engine, canvas: Sequence[int]) -> list[str]:
+    """What each slot adds to the text; a character spread over several tokens stands at its last one."""
+    config, shown, waiting = engine.config, [""] * len(canvas), list[int]()
+    for at, token in enumerate(canvas):
+        if token == config.mask_id or token in config.eos_ids:
+            shown[at], waiting = (OPEN if token == config.mask_id else END), []
+            continue
+        waiting.append(token)
+        shown[at] = _piece(engine, waiting)
+        if shown[at].endswith(PARTIAL) and len(waiting) < LONGEST_CHARACTER:
+            continue
+        for before in range(at - len(waiting) + 1, at):
+            shown[before] = ""
+        waiting = []
+    return [printable(piece) for piece in shown]
+
+
+def _piece(engine: Engine, tokens: list[int]) -> str:
+    """The text of tokens that may form one character; ids where there is no tokenizer."""
+    if engine.text is None:
+        return f"{tokens[-1]} "
+    return engine.text.decode(tokens) or str(engine.text.tokenizer.convert_ids_to_tokens(tokens[-1]) or "")
+
+
+def footer(engine: Engine, draft: Draft, blocks: int, block: int) -> Text:
+    """One line of numbers under a canvas that is being filled."""
+    mask = engine.config.mask_id
+    committed = sum(token != mask for token in draft.canvas)
+    answer = sum(token != mask for token in draft.answer(engine.config.eos_ids))
+    parts = [f"pass {draft.nfe}", f"block {block + 1} of {blocks}", f"{committed} of {draft.gen_length} slots committed"]
+    parts.append(f"TPF {answer / max(1, draft.nfe):.2f}")
+    return Text(" · ".join(parts), style="dim")
+
+
+def frame(engine: Engine, draft: Draft, blocks: int, block: int) -> Group:
+    """Canvas, legend and footer."""
+    return Group(canvas_text(engine, draft), Text(), legend(max(1, draft.nfe)), footer(engine, draft, blocks, block))

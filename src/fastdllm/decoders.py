@@ -1,0 +1,215 @@
+"""Decoders: which masked slots are committed after a pass.
+
+Shapes: B rows of the batch, M candidate slots of a pass (padded).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastdllm.canvas import Delta, Region
+from fastdllm.errors import OptionError
+from fastdllm.sampling import Prediction, check_alg
+
+
+class Decoder(Protocol):
+    """A frozen dataclass with one verb."""
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        """Choose the slots to commit."""
+        ...
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Raise OptionError when the decoder cannot fill such a canvas."""
+        ...
+
+
+def rank(score: Tensor, candidate: Tensor) -> Tensor:
+    """Place of each slot (B, M), 0 the best; equal scores go left to right and padding comes last."""
+    order = score.masked_fill(~candidate, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def commit(prediction: Prediction, chosen: Tensor) -> Delta:
+    """The decision to commit the slots ``chosen`` (B, M)."""
+    return Delta(
+        positions=prediction.positions,
+        tokens=prediction.tokens,
+        confidence=prediction.confidence,
+        commit=chosen & prediction.candidate,
+    )
+
+
+def steps_in_block(steps: int, region: Region) -> Tensor:
+    """Share (B,) of ``steps`` that falls to each row's block, by its length; all shares sum to ``steps``."""
+    total = region.length - region.prompt
+    done = lambda slot: steps * (slot - region.prompt) // total  # noqa: E731
+    return done(region.end) - done(region.start)
+
+
+def check_steps(steps: int, gen_length: int, block_length: int) -> None:
+    blocks = math.ceil(gen_length / block_length)
+    if steps < blocks:
+        raise OptionError(
+            f"steps={steps} is less than the {blocks} blocks of gen_length={gen_length} and block_length={block_length}; "
+            "each block needs a step."
+        )
+
+
+class Ranked:
+    """What decoders share that commit any slot at any time."""
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Ranked):
+    """The ``k`` best slots at each pass; ``k=1`` is plain decoding."""
+
+    k: int = 1
+    alg: str = "maskgit_plus"
+
+    def __post_init__(self) -> None:
+        check_alg(self.alg)
+        if self.k < 1:
+            raise OptionError(f"k={self.k} must be 1 or more.")
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        return commit(prediction, rank(prediction.score(self.alg), prediction.candidate) < self.k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Ranked):
+    """Every slot whose confidence is at least ``threshold``, and always the best one (Fast-dLLM, section 3.3)."""
+
+    threshold: float = 0.9
+    alg: str = "maskgit_plus"
+
+    def __post_init__(self) -> None:
+        check_alg(self.alg)
+        if not self.threshold >= 0:
+            raise OptionError(f"threshold={self.threshold} must be 0 or more; above 1 it commits one token at each pass.")
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        best = rank(prediction.score(self.alg), prediction.candidate) == 0
+        return commit(prediction, best | (prediction.confidence >= self.threshold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor(Ranked):
+    """The longest run of best slots for which parallel decoding provably equals greedy decoding.
+
+    Fast-dLLM, Theorem 1: n tokens may be committed together when each has a confidence above
+    1 - e with (n + 1) e <= 1. ``factor`` f loosens or tightens that: the n-th best slot must have
+    at least 1 - f / (n + 1). The best slot is always committed.
+    """
+
+    factor: float = 1.0
+    alg: str = "maskgit_plus"
+
+    def __post_init__(self) -> None:
+        check_alg(self.alg)
+        if not self.factor > 0:
+            raise OptionError(f"factor={self.factor} must be above 0.")
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        place = rank(prediction.score(self.alg), prediction.candidate)
+        enough = prediction.candidate & (prediction.confidence >= 1 - self.factor / (place + 2))
+        in_order = torch.zeros_like(enough).scatter_(1, place, enough)
+        run = in_order.long().cumprod(1).sum(1, keepdim=True).clamp(min=1)
+        return commit(prediction, place < run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """LLaDA's schedule: ``steps`` passes in all, shared out over the blocks (arXiv 2502.09992, appendix).
+
+    A block of n masks with S passes commits n // S slots at each, and one more at the first n % S.
+    ``steps`` beyond the number of slots would be passes that commit nothing; they are not made.
+    """
+
+    steps: int = 128
+    remasking: str = "low_confidence"
+    alg: str = "maskgit_plus"
+
+    def __post_init__(self) -> None:
+        check_alg(self.alg)
+        if self.steps < 1:
+            raise OptionError(f"steps={self.steps} must be 1 or more.")
+        if self.remasking not in ("low_confidence", "random"):
+            raise OptionError(f"remasking={self.remasking!r} is not one of low_confidence, random.")
+        if self.remasking == "random" and self.alg not in ("maskgit_plus", "random"):
+            raise OptionError(f"remasking='random' contradicts alg={self.alg!r}; give one of the two.")
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        check_steps(self.steps, gen_length, block_length)
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        size, share = region.end - region.start, steps_in_block(self.steps, region)
+        quota = (size // share + (region.step < size % share)).clamp(min=1).to(prediction.positions.device)
+        alg = "random" if self.remasking == "random" else self.alg
+        return commit(prediction, rank(prediction.score(alg), prediction.candidate) < quota[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timestep:
+    """Dream's schedule: noise levels fall in a line from 1 to ``eps`` in ``steps`` passes (arXiv 2508.15487).
+
+    From level t to level s a pass commits int(n (1 - s/t)) of the n masks, which may be none (with as
+    many steps as slots it is none at the first pass and two at the last); the last pass commits all.
+    ``alg=origin`` instead lets every mask go with probability 1 - s/t. ``alg_temp`` above 0 draws the
+    slots in proportion to exp(score / alg_temp) instead of taking the best.
+    """
+
+    steps: int = 128
+    alg: str = "entropy"
+    alg_temp: float = 0.0
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.alg != "origin":
+            check_alg(self.alg)
+        if self.steps < 1:
+            raise OptionError(f"steps={self.steps} must be 1 or more.")
+        if not self.alg_temp >= 0:
+            raise OptionError(f"alg_temp={self.alg_temp} must be 0 or more.")
+        if not 0 < self.eps < 1:
+            raise OptionError(f"eps={self.eps} must be between 0 and 1.")
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        check_steps(self.steps, gen_length, block_length)
+
+    def _share(self, region: Region) -> Tensor:
+        """Share (B,) of the masks to commit in this pass; 1 at the last."""
+        share = []
+        for step, steps in zip(region.step.tolist(), steps_in_block(self.steps, region).tolist(), strict=True):
+            level = torch.linspace(1, self.eps, steps + 1)
+            share.append(1 - level[step + 1] / level[step] if step + 1 < steps else torch.tensor(1.0))
+        return torch.stack(share)
+
+    def step(self, region: Region, prediction: Prediction) -> Delta:
+        share, device = self._share(region), prediction.positions.device
+        if self.alg == "origin":
+            go = prediction.noise.uniform(prediction.positions) < share[:, None].to(device)
+            return commit(prediction, go)
+        score = prediction.score(self.alg)
+        if self.alg_temp > 0:
+            score = score / self.alg_temp + prediction.noise.gumbel(prediction.positions)
+        quota = (region.masked.float() * share).long().to(device)
+        return commit(prediction, rank(score, prediction.candidate) < quota[:, None])
+
+
+DECODERS: dict[str, type[Decoder]] = {
+    "topk": TopK,
+    "threshold": Threshold,
+    "factor": Factor,
+    "schedule": Schedule,
+    "timestep": Timestep,
+}

@@ -1,0 +1,251 @@
+"""A model with its tokenizer, ready to answer prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from typing_extensions import Unpack
+
+from fastdllm.canvas import Canvas, StepEvent
+from fastdllm.completion import Completion, Draft, fold
+from fastdllm.config import GenerationConfig, GenerationOptions
+from fastdllm.errors import OptionError
+from fastdllm.loop import decode
+from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
+from fastdllm.models.transformer import Transformer
+from fastdllm.sampling import Sampling
+from fastdllm.text import Text, load_text
+
+Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Engine:
+    """Generates answers with one model. :func:`load` makes one from a checkpoint.
+
+    Args:
+        model: the network.
+        text: its tokenizer; without one, prompts must be token ids and answers have no text.
+        name: what results call the model.
+    """
+
+    def __init__(self, model: Transformer, text: Text | None = None, *, name: str = "model") -> None:
+        self.model, self.text, self.name = model, text, name
+        self.config = model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed.weight.dtype
+
+    def encode(self, prompts: Prompts, *, chat: bool | None = None) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Args:
+            prompts: one text, texts, or lists of token ids, which are taken as they are.
+            chat: wrap texts in the checkpoint's chat template; by default when it has one.
+
+        Raises:
+            OptionError: an id is outside the vocabulary, or texts came without a tokenizer or template.
+        """
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not all(isinstance(p, str) for p in given):
+            return [self._checked(i, p) for i, p in enumerate(given)]
+        if not given:
+            return []
+        if self.text is None:
+            raise OptionError(f"{self.name} has no tokenizer; give prompts as lists of token ids.")
+        text, texts = self.text, [str(p) for p in given]
+        if text.has_chat_template if chat is None else chat:
+            return [text.encode_chat([{"role": "user", "content": p}]) for p in texts]
+        return [text.encode(p) for p in texts]
+
+    def _checked(self, index: int, prompt: object) -> list[int]:
+        try:
+            ids = [int(token) for token in prompt]  # type: ignore[attr-defined]
+        except (TypeError, ValueError):
+            raise OptionError(f"prompt {index} is {prompt!r}; prompts are one text, texts, or lists of token ids.") from None
+        wrong = [token for token in ids if not 0 <= token < self.config.vocab_size]
+        if isinstance(prompt, str) or wrong:
+            what = f"holds the id {wrong[0]}" if wrong else "is a text among lists of ids"
+            raise OptionError(f"prompt {index} {what}; ids run from 0 to {self.config.vocab_size - 1}.")
+        return ids
+
+    def start(
+        self,
+        prompts: Prompts,
+        *,
+        batch_size: int | None = None,
+        chat: bool | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation:
+        """A generation that has not begun: iterate it for events, then read its completions."""
+        config = GenerationConfig(**options)
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"batch_size={batch_size} must be 1 or more.")
+        ids = self.encode(prompts, chat=chat)
+        longest = max(map(len, ids), default=0)
+        if longest + config.gen_length > self.config.max_length:
+            raise OptionError(
+                f"a prompt of {longest} tokens with gen_length={config.gen_length} is longer than the "
+                f"{self.config.max_length} positions of {self.name}."
+            )
+        return Generation(self, ids, config, batch_size or max(1, len(ids)))
+
+    def stream(
+        self,
+        prompts: Prompts,
+        *,
+        batch_size: int | None = None,
+        chat: bool | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[StepEvent]:
+        """The passes of :meth:`generate` as they happen, an event for each; the same arguments."""
+        return iter(self.start(prompts, batch_size=batch_size, chat=chat, **options))
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        batch_size: int | None = None,
+        chat: bool | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion]:
+        """Answer every prompt; one completion for each, in their order.
+
+        Args:
+            prompts: one text, texts, or lists of token ids. Rows of a batch may differ in length;
+                what a prompt gets never depends on its neighbours.
+            batch_size: most prompts to run together; all of them by default.
+            chat: wrap texts in the chat template; by default when the checkpoint has one.
+            options: those of :class:`fastdllm.GenerationConfig`: ``gen_length``, ``block_length``,
+                ``cache``, ``decoder``, ``temperature``, ``top_p``, ``top_k``, ``cfg_scale``, ``seed``,
+                ``stop_at_eos``.
+
+        Raises:
+            OptionError: an option is out of range or contradicts another.
+            NumericalError: the model's logits are not numbers.
+        """
+        generation = self.start(prompts, batch_size=batch_size, chat=chat, **options)
+        for _ in generation:
+            pass
+        return generation.completions
+
+
+class Generation:
+    """One call of :meth:`Engine.generate` as it runs: an iterator of events that gathers the answers.
+
+    ``drafts`` holds the prompts of the batch at work, ``finished`` the answers so far by prompt number.
+    """
+
+    def __init__(self, engine: Engine, prompts: list[list[int]], config: GenerationConfig, batch_size: int) -> None:
+        self.engine, self.prompts, self.config = engine, prompts, config
+        self.batch_size = batch_size
+        self.drafts: dict[int, Draft] = {}
+        self.finished: dict[int, Completion] = {}
+        self._sampling = Sampling.of(
+            len(prompts), temperature=config.temperature, top_p=config.top_p, top_k=config.top_k,
+            seed=config.seed, device=engine.device,
+        )  # fmt: skip
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[StepEvent]:
+        return self._events
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The answers in the order of their prompts, once every event has been read."""
+        return [self.finished[i] for i in range(len(self.prompts))]
+
+    def _run(self) -> Iterator[StepEvent]:
+        for first in range(0, len(self.prompts), self.batch_size):
+            batch = range(first, min(first + self.batch_size, len(self.prompts)))
+            self.drafts = {i: self._draft(i) for i in batch}
+            for event in self._decode(batch):
+                for draft in fold(self.drafts, event):
+                    self.finished[draft.index] = self._complete(draft)
+                yield event
+
+    def _decode(self, batch: range) -> Iterator[StepEvent]:
+        engine, config = self.engine, self.config
+        canvas = Canvas(
+            self.prompts[batch.start : batch.stop],
+            gen_length=config.gen_length,
+            block_length=config.block_length,
+            mask_id=engine.config.mask_id,
+            eos_ids=engine.config.eos_ids,
+            stop_at_eos=config.stop_at_eos,
+            first_index=batch.start,
+            device=engine.device,
+        )
+        return decode(engine.model, canvas, config.policy, config.rule, self._sampling.keep(batch), config.cfg_scale)
+
+    def _draft(self, index: int) -> Draft:
+        config = self.engine.config
+        return Draft(index, len(self.prompts[index]), self.config.gen_length, config.mask_id, config.pad_id)
+
+    def _complete(self, draft: Draft) -> Completion:
+        tokens = draft.answer(self.engine.config.eos_ids)
+        text = self.engine.text.decode(tokens) if self.engine.text else ""
+        return draft.finish(text, tokens)
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+) -> Engine:
+    """Load a checkpoint.
+
+    Args:
+        source: ``"tiny"`` (the model that comes with this package), a folder, or a hub id.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: what the
+            checkpoint stores, or float32 on a CPU without fast bfloat16.
+        device: a torch device, or ``"auto"``: the GPU when there is one.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
+        OptionError: an unknown dtype or device.
+    """
+    folder = resolve(str(source), revision)
+    where = choose_device(device)
+    config = read_config(folder)
+    text = load_text(folder)
+    if text is not None:
+        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *text.turn_end_ids()))))
+    model = load_weights(folder, config, choose_dtype(dtype, folder, where), where)
+    return Engine(model, text, name=str(source))
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device a name stands for; ``auto`` is the GPU when there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}).") from None
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, folder: Path, device: torch.device) -> torch.dtype:
+    """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it."""
+    if dtype == "auto":
+        stored = stored_dtype(folder)
+        slow = device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
+        return torch.float32 if slow or stored not in DTYPES.values() else stored
+    for name, value in DTYPES.items():
+        if dtype in (name, value):
+            return value
+    raise OptionError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}.")

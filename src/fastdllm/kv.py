@@ -1,0 +1,69 @@
+"""Key/value storage. It stores; cache policies decide.
+
+Shapes: L layers, B batch, H key/value heads, T canvas length, D head width, R rows of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class KVStore:
+    """Preallocated keys (after RoPE) and values of every layer and canvas slot.
+
+    Slot T is a spare: rows that only pad a ragged pass are written there and never read.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, heads: int, length: int, width: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (layers, batch, heads, length + 1, width)
+        self.length = length
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by keys and values together."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def bind(self, batch: Tensor, rows: Tensor) -> BoundStore:
+        """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,)."""
+        return BoundStore(self, batch, rows)
+
+    def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Overwrite slots ``rows`` (N, R) of batch rows ``batch`` (N,) with ``keys``/``values`` (N, H, R, D)."""
+        index = (batch[:, None], slice(None), rows)
+        self._keys[layer][index] = keys.transpose(1, 2)
+        self._values[layer][index] = values.transpose(1, 2)
+
+    def read(self, layer: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, H, T, D) of the batch rows ``batch`` (N,); a view when that is all of them."""
+        keys, values = self._keys[layer], self._values[layer]
+        if len(batch) != keys.shape[0]:
+            keys, values = keys[batch], values[batch]
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def keep(self, batch: Sequence[int]) -> None:
+        """Drop every batch row that is not in ``batch``."""
+        if len(batch) != self._keys.shape[1]:
+            index = torch.tensor(batch, dtype=torch.long, device=self._keys.device)
+            self._keys, self._values = self._keys[:, index], self._values[:, index]
+
+
+@dataclass(frozen=True)
+class BoundStore:
+    """What attention needs of a store in one pass: hand in fresh keys and values, get those of the whole canvas."""
+
+    store: KVStore
+    batch: Tensor
+    rows: Tensor
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots (N, H, T, D)."""
+        self.store.write(layer, self.batch, self.rows, keys, values)
+        return self.store.read(layer, self.batch)

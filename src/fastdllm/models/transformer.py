@@ -1,0 +1,141 @@
+"""The bidirectional transformer behind LLaDA and Dream.
+
+Pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU feed-forward
+(LLaDA, arXiv 2502.09992; Dream, arXiv 2508.15487). There is no causal mask. The forward takes
+the *rows* (canvas positions) to compute; keys and values of all other slots come from a store.
+
+Shapes: B batch, R rows of this pass, T canvas length, E model width, H query heads,
+K key/value heads, D head width, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdllm.models.config import ModelConfig
+
+
+class KeyValues(Protocol):
+    """What attention asks of a store for one layer of one pass."""
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take this pass's rows (B, K, R, D); give the keys and values (B, K, T, D) to attend to."""
+        ...
+
+
+def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B, 1, R, D), float32 whatever the model's dtype (LLaDA's ``rope_full_precision``)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions_BR.device, dtype=torch.float32) / head_dim
+    angles = positions_BR[:, None, :, None].float() * (1.0 / theta**exponent)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHRD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions by halves: element i turns with element i + D/2."""
+    x = x_BHRD.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHRD.dtype)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.grouped = config.num_kv_heads != config.num_heads
+        self.q = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.v = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], visible: Tensor | None, layer: int, store: KeyValues | None
+    ) -> Tensor:
+        B, R, E = x.shape
+        q, k, v = (proj(x).view(B, R, -1, self.head_dim).transpose(1, 2) for proj in (self.q, self.k, self.v))
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if store is not None:
+            k, v = store.exchange(layer, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped)
+        return self.out(mixed.transpose(1, 2).reshape(B, R, E))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], visible: Tensor | None, layer: int, store: KeyValues | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, visible, layer, store)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """LLaDA's and Dream's network under neutral names; the checkpoint reader maps theirs onto these."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self,
+        tokens_BR: Tensor,
+        positions_BR: Tensor,
+        visible_BT: Tensor | None = None,
+        store: KeyValues | None = None,
+    ) -> Tensor:
+        """Hidden states (B, R, E) after the last norm.
+
+        Args:
+            tokens_BR: ids of the rows to compute.
+            positions_BR: canvas position of each row.
+            visible_BT: True where a canvas slot may be attended to; None when all may.
+            store: keys and values of the whole canvas; None when the rows are the whole canvas.
+        """
+        visible = None if visible_BT is None else visible_BT[:, None, None, :]
+        angles = rotary_angles(positions_BR, self.config.head_dim, self.config.rope_theta)
+        x = self.embed(tokens_BR)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, visible, layer, store)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the hidden states (..., E) that were asked for, in the model's dtype."""
+        return self.head(hidden)

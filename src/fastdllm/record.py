@@ -1,0 +1,75 @@
+"""What a number depends on, in a form that can be written beside it.
+
+``settings`` decide which answer comes out: two runs whose settings differ must not share a file.
+``environment`` decides how fast, and the last bits: it is recorded, and may differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from fastdllm.config import GenerationConfig, describe
+from fastdllm.engine import Engine
+
+PACKAGE = Path(__file__).parent
+EDGE = 65536
+
+
+def settings(engine: Engine, config: GenerationConfig, *, chat: bool) -> dict[str, object]:
+    """Model, dtype, device kind and every option of a generation, JSON-ready."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    options |= {"cache": describe(config.policy), "decoder": describe(config.rule)}
+    where = {"dtype": str(engine.dtype).removeprefix("torch."), "device": engine.device.type}
+    return {"model": engine.name, **where, "chat": chat, **options}
+
+
+def environment(engine: Engine) -> dict[str, object]:
+    """Versions, hardware, threads and source commit, JSON-ready."""
+    on_gpu = engine.device.type == "cuda"
+    hardware = torch.cuda.get_device_name(engine.device) if on_gpu else platform.processor() or platform.machine()
+    names = ("fastdllm", "torch", "transformers")
+    return {
+        **{name: _version(name) for name in names},
+        "python": platform.python_version(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "commit": source_commit(),
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name for the weights in a folder: changes when a file's size, first or last bytes do."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(EDGE))
+            file.seek(max(0, size - EDGE))
+            digest.update(file.read(EDGE))
+    return digest.hexdigest()[:12]
+
+
+def source_commit() -> str | None:
+    """Commit of the source this package runs from (``-dirty`` when changed); None when it is installed."""
+    root = PACKAGE.parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,215 @@
+"""From logits to proposals: filters, noise, confidence and the scores that decoders rank by.
+
+Everything is float32 whatever the model's dtype: a bf16 confidence of 0.8984 would pass a threshold
+of 0.9. Noise is a pure function of (seed, pass, position, token), so that a row draws the same
+numbers alone and in any batch.
+
+Shapes: B rows of the batch, M candidate slots (padded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdllm.errors import OptionError
+
+_MASK32 = 0xFFFFFFFF
+ALGS = ("maskgit_plus", "topk_margin", "entropy", "random")
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijective 32-bit hash (xor-shift-multiply rounds), in int64 so that every device has the operations."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Counter-based random numbers of one pass: ``seed`` and ``nfe`` are (B,) on the device."""
+
+    seed: Tensor
+    nfe: Tensor
+
+    def _keys(self, positions_BM: Tensor, stream: int) -> Tensor:
+        low, high = self.seed & _MASK32, (self.seed >> 32) & _MASK32
+        row = _mix(_mix(_mix(_mix(low ^ stream) ^ high) ^ self.nfe))
+        return _mix(row[:, None] ^ _mix(positions_BM + 1))
+
+    def uniform(self, positions_BM: Tensor) -> Tensor:
+        """One number in (0, 1) for each position, float32 (B, M)."""
+        return _unit(self._keys(positions_BM, stream=0x52414E4B))
+
+    def gumbel(self, positions_BM: Tensor) -> Tensor:
+        """One standard Gumbel number for each position, float32 (B, M)."""
+        return _gumbel(self._keys(positions_BM, stream=0x504F5349))
+
+    def token_gumbel(self, positions_BM: Tensor, vocab_size: int) -> Tensor:
+        """Standard Gumbel numbers, float32 (B, M, V)."""
+        tokens = _mix(torch.arange(1, vocab_size + 1, device=positions_BM.device))
+        return _gumbel(_mix(self._keys(positions_BM, stream=0x544F4B45)[..., None] ^ tokens))
+
+
+def _unit(bits: Tensor) -> Tensor:
+    return ((bits.float() + 0.5) * 2.0**-32).clamp(max=1.0 - 2.0**-24)
+
+
+def _gumbel(bits: Tensor) -> Tensor:
+    # -log(1 - w) keeps full relative precision for small w, where the large values come from.
+    return -torch.log(-torch.log1p(-_unit(bits)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How proposals are drawn, for each row of a batch; tensors (B,) on the device.
+
+    ``top_p`` of 1 and ``top_k`` of 0 are off. ``noisy`` and ``filtered`` say, without asking the
+    device, whether any row has a temperature or a filter.
+    """
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    seed: Tensor
+    noisy: bool
+    filtered: bool
+
+    @classmethod
+    def of(
+        cls,
+        batch: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | Sequence[int] = 0,
+        device: torch.device | str = "cpu",
+    ) -> Sampling:
+        """The same options for ``batch`` rows; ``seed`` may be a list, one for each row.
+
+        Raises:
+            OptionError: an option is out of range or the seeds are not one for each row.
+        """
+        if not 0.0 <= temperature < float("inf"):
+            raise OptionError(f"temperature={temperature} must be a number of 0 or more.")
+        if top_p is not None and not 0.0 < top_p <= 1.0:
+            raise OptionError(f"top_p={top_p} must be above 0 and at most 1.")
+        if top_k is not None and top_k < 1:
+            raise OptionError(f"top_k={top_k} must be 1 or more.")
+        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise OptionError(f"seed has {len(seeds)} entries for {batch} prompts; give one number, or one for each prompt.")
+        if any(not -(2**63) <= s < 2**63 for s in seeds):
+            raise OptionError("seed must fit in 64 bits.")
+        return cls(
+            temperature=torch.full((batch,), float(temperature), device=device),
+            top_p=torch.full((batch,), 1.0 if top_p is None else float(top_p), device=device),
+            top_k=torch.full((batch,), 0 if top_k is None else top_k, device=device),
+            seed=torch.tensor(seeds, dtype=torch.long, device=device),
+            noisy=temperature > 0,
+            filtered=top_k is not None or (top_p is not None and top_p < 1),
+        )
+
+    def keep(self, batch: Sequence[int]) -> Sampling:
+        """The rows in ``batch`` alone."""
+        index = torch.tensor(batch, dtype=torch.long, device=self.seed.device)
+        return Sampling(
+            temperature=self.temperature[index],
+            top_p=self.top_p[index],
+            top_k=self.top_k[index],
+            seed=self.seed[index],
+            noisy=self.noisy,
+            filtered=self.filtered,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Proposals for the candidate slots of a pass.
+
+    ``confidence`` is a probability, the thing thresholds read; a *score* only orders slots.
+    """
+
+    positions: Tensor
+    """Canvas positions (B, M); padding points one past the canvas."""
+    candidate: Tensor
+    """True (B, M) where the slot is real."""
+    tokens: Tensor
+    """Proposed ids (B, M)."""
+    confidence: Tensor
+    """Probability of the proposal, float32 (B, M), before temperature and after filters."""
+    logits: Tensor
+    """Filtered logits, float32 (B, M, V)."""
+    noise: Noise
+
+    def score(self, alg: str) -> Tensor:
+        """Order of preference (B, M), larger first: the names are Dream's, plus LLaDA's ``random``."""
+        if alg == "maskgit_plus":
+            return self.confidence
+        if alg == "random":
+            return self.noise.uniform(self.positions)
+        log_p = F.log_softmax(self.logits, dim=-1)
+        if alg == "topk_margin":
+            top = log_p.topk(2, dim=-1).values.exp()
+            return top[..., 0] - top[..., 1]
+        p = log_p.exp()
+        return (p * (p + 1e-10).log()).sum(-1)
+
+
+def check_alg(alg: str) -> None:
+    """Refuse a name that :meth:`Prediction.score` does not know."""
+    if alg not in ALGS:
+        raise OptionError(f"alg={alg!r} is not one of {', '.join(ALGS)}.")
+
+
+def _filter(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Drop what top_p and top_k exclude; the likeliest token always stays.
+
+    As Dream's sampler: a token goes when the tokens before it already hold more than ``top_p``
+    of the (tempered) probability, then when it is below the ``top_k``-th. Ties at ``top_k`` stay.
+    """
+    tempered = torch.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, None, None]
+    ordered, index = (logits / tempered).sort(dim=-1, descending=True, stable=True)
+    p = F.softmax(ordered, dim=-1)
+    before = p.cumsum(-1) - p
+    drop = (before > sampling.top_p[:, None, None]) & (sampling.top_p < 1)[:, None, None]
+    drop[..., 0] = False
+    logits = logits.masked_fill(drop.scatter(-1, index, drop), float("-inf"))
+    rank = torch.where(sampling.top_k > 0, sampling.top_k, logits.shape[-1]).clamp(max=logits.shape[-1]) - 1
+    least = logits.sort(dim=-1, descending=True).values.gather(-1, rank[:, None, None].expand(*logits.shape[:2], 1))
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
+def propose(logits: Tensor, positions: Tensor, candidate: Tensor, sampling: Sampling, nfe: Tensor, mask_id: int) -> Prediction:
+    """Draw a proposal for every candidate slot.
+
+    Temperature adds Gumbel noise to the logits, which samples softmax(logits / temperature), and
+    leaves the confidence untempered (LLaDA's generate.py). The mask token is never proposed.
+
+    Args:
+        logits: (B, M, V) in the model's dtype.
+        positions: canvas positions (B, M).
+        candidate: (B, M), False for padding.
+        sampling: options of each row.
+        nfe: passes of each row so far, (B,).
+        mask_id: the id that is forbidden.
+    """
+    logits = logits.float()
+    logits[..., mask_id] = float("-inf")
+    if sampling.filtered:
+        logits = _filter(logits, sampling)
+    noise = Noise(sampling.seed, nfe.to(logits.device))
+    drawn = logits
+    if sampling.noisy:
+        drawn = logits + sampling.temperature[:, None, None] * noise.token_gumbel(positions, logits.shape[-1])
+    tokens = drawn.argmax(-1)
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]
+    confidence = (chosen - logits.logsumexp(-1)).exp()
+    return Prediction(
+        positions=positions, candidate=candidate, tokens=tokens, confidence=confidence, logits=logits, noise=noise
+    )

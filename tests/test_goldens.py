@@ -1,0 +1,84 @@
+"""Parity with the original implementations, token for token in float32 (tests/goldens/README.md)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fastdllm
+
+GOLDENS = Path(__file__).parent / "goldens"
+CASES = [json.loads(line) for line in (GOLDENS / "cases.jsonl").read_text().splitlines()]
+
+
+@functools.cache
+def engine(checkpoint: str) -> fastdllm.Engine:
+    return fastdllm.load(GOLDENS / "checkpoints" / checkpoint, dtype="float32")
+
+
+def cache_of(case: dict[str, Any]) -> str:
+    if case["id"].startswith("nvlabs_llada"):
+        return {"vanilla": "none"}.get(case["method"], case["method"])
+    return {None: "none", False: "prefix", True: "dual"}[case["dual"] if case["cache"] else None]
+
+
+def decoder_of(case: dict[str, Any]) -> str:
+    """The original's options in our words."""
+    given = case["params"]
+    if case["id"].startswith("nvlabs_dream"):
+        return f"timestep:steps={given['steps']},alg={given['alg']},eps={given['eps']}"
+    if given.get("threshold") is not None:
+        return f"threshold:threshold={given['threshold']}"
+    if given.get("factor") is not None:
+        return f"factor:factor={given['factor']}"
+    if "steps" in given:
+        return f"schedule:steps={given['steps']},remasking={given['remasking']}"
+    return f"topk:k={given.get('num_transfer_tokens', 1)},alg={given.get('alg', 'maskgit_plus')}"
+
+
+def run(case: dict[str, Any]) -> list[fastdllm.Completion]:
+    given = case["params"]
+    gen_length = given.get("gen_length") or given["max_new_tokens"]
+    return engine(case["checkpoint"]).generate(
+        case["prompt_ids"],
+        gen_length=gen_length,
+        block_length=given.get("block_length", gen_length),
+        cache=cache_of(case),
+        decoder=decoder_of(case),
+        top_p=given.get("top_p"),
+        top_k=given.get("top_k"),
+        cfg_scale=given.get("cfg_scale", 0.0),
+        stop_at_eos=case["method"] == "eos",
+    )
+
+
+def up_to_eos(tokens: list[int], eos: int) -> list[int]:
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c["id"] for c in CASES])
+def test_golden(case: dict[str, Any]) -> None:
+    completions = run(case)
+    if case["method"] == "eos":
+        eos = engine(case["checkpoint"]).config.eos_ids[0]
+        for completion, answer in zip(completions, case["answers"], strict=True):
+            assert list(completion.tokens) == up_to_eos(answer, eos)
+        return
+    assert [list(c.canvas) for c in completions] == case["answers"]
+    assert max(c.nfe for c in completions) == case["nfe"]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["first_logits"]], ids=lambda c: c["id"])
+def test_logits_of_the_first_pass(case: dict[str, Any]) -> None:
+    (expected,) = load_file(GOLDENS / case["first_logits"]).values()
+    model = engine(case["checkpoint"]).model
+    tokens = torch.tensor([case["prompt_ids"][0] + [model.config.mask_id] * (expected.shape[1] - len(case["prompt_ids"][0]))])
+    with torch.inference_mode():
+        logits = model.logits(model(tokens, torch.arange(tokens.shape[1])[None]))
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
