@@ -27,16 +27,15 @@ TEMPLATE = (
 
 
 def corpus() -> list[str]:
-    """Words of every template, each number, and the role names, repeated until each is worth a merge."""
+    """Words of every template, each number, and the role names, repeated until each is worth a merge.
+
+    Words and numbers stand apart, so that the result does not depend on which numbers the templates draw.
+    """
     rng = random.Random(0)
-    text = [" " + part for name in TEMPLATES for _ in range(400) for part in _parts(make(rng, (name,)))]
-    words = {w for line in text for w in re.findall(r" ?[A-Za-z]+", line)}
+    problems = [make(rng, (name,)) for name in TEMPLATES for _ in range(1000)]
+    words = {w for p in problems for w in re.findall(r" ?[A-Za-z#]+", f" {p.question} {p.answer}")}
     numbers = [str(n) for n in range(201)]
-    return text + [w for w in sorted(words) for _ in range(200)] + numbers * 200 + ["user", "assistant", "system", "\n\n"] * 200
-
-
-def _parts(problem: object) -> tuple[str, str]:
-    return problem.question, problem.answer  # type: ignore[attr-defined]
+    return [*sorted(words), *numbers, "user", "assistant", "system", "\n\n"] * 200
 
 
 def build() -> Tokenizer:

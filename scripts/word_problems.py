@@ -54,9 +54,9 @@ def person(rng: random.Random) -> tuple[str, str, str]:
 
 
 def change(rng: random.Random) -> Made:
-    a, p, c, q = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9)
+    a, p, c, q = rng.randint(2, 6), rng.randint(2, 6), rng.randint(2, 6), rng.randint(2, 6)
     first, second = a * p, c * q
-    bill = rng.choice([b for b in (20, 50, 100, 150, 200) if b > first + second])
+    bill = rng.choice([b for b in (20, 50, 100) if b > first + second])
     name, she, _ = person(rng)
     x, y = rng.sample(GOODS, 2)
     total = first + second
@@ -73,9 +73,9 @@ def change(rng: random.Random) -> Made:
 
 
 def give(rng: random.Random) -> Made:
-    friends, each = rng.randint(2, 9), rng.randint(2, 9)
-    start = friends * each + rng.randint(3, 60)
-    extra = rng.randint(2, 20)
+    friends, each = rng.randint(2, 6), rng.randint(2, 6)
+    start = friends * each + rng.randint(3, 40)
+    extra = rng.randint(2, 12)
     name, she, _ = person(rng)
     x = rng.choice(GOODS)
     given, left = friends * each, start - friends * each
@@ -91,10 +91,10 @@ def give(rng: random.Random) -> Made:
 
 
 def save(rng: random.Random) -> Made:
-    weeks, pay, gift = rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 30)
+    weeks, pay, gift = rng.randint(2, 8), rng.randint(2, 6), rng.randint(2, 20)
     earned = weeks * pay
     have = earned + gift
-    price = have + rng.randint(2, 60)
+    price = have + rng.randint(2, 30)
     name, she, _ = person(rng)
     wish = rng.choice(WISHES)
     questions = (
@@ -109,8 +109,8 @@ def save(rng: random.Random) -> Made:
 
 
 def trip(rng: random.Random) -> Made:
-    speed, hours = rng.randint(3, 12), rng.randint(2, 9)
-    slow, more = rng.randint(2, 9), rng.randint(2, 9)
+    speed, hours = rng.randint(3, 9), rng.randint(2, 6)
+    slow, more = rng.randint(2, 6), rng.randint(2, 6)
     first, second = speed * hours, slow * more
     ride = rng.choice(TRIPS)
     questions = (
@@ -125,10 +125,9 @@ def trip(rng: random.Random) -> Made:
 
 
 def garden(rng: random.Random) -> Made:
-    rows, each, eaten = rng.randint(3, 12), rng.randint(3, 9), rng.randint(2, 20)
+    rows, each = rng.randint(3, 8), rng.randint(3, 6)
     total = rows * each
-    eaten = min(eaten, total - 1)
-    more = rng.randint(2, 40)
+    eaten, more = rng.randint(2, min(12, total - 1)), rng.randint(2, 20)
     name, she, _ = person(rng)
     x = rng.choice(FLOWERS)
     left = total - eaten
@@ -144,10 +143,10 @@ def garden(rng: random.Random) -> Made:
 
 
 def slices(rng: random.Random) -> Made:
-    cakes, cut = rng.randint(2, 9), rng.choice((4, 5, 6, 8, 9))
+    cakes, cut = rng.randint(2, 6), rng.choice((4, 5, 6, 8))
     total = cakes * cut
-    guests = rng.randint(2, min(9, (total - 1) // 2))
-    each = rng.randint(2, min(9, (total - 1) // guests))
+    guests = rng.randint(2, min(6, (total - 1) // 2))
+    each = rng.randint(2, min(6, (total - 1) // guests))
     name, she, her = person(rng)
     x = rng.choice(MEALS)
     eaten = guests * each
@@ -163,7 +162,7 @@ def slices(rng: random.Random) -> Made:
 
 
 def ages(rng: random.Random) -> Made:
-    age, times, years = rng.randint(4, 15), rng.randint(2, 5), rng.randint(2, 20)
+    age, times, years = rng.randint(4, 12), rng.randint(2, 4), rng.randint(2, 10)
     old = age * times
     name, _, her = person(rng)
     kin = rng.choice(KIN)
@@ -180,10 +179,9 @@ def ages(rng: random.Random) -> Made:
 
 
 def boxes(rng: random.Random) -> Made:
-    size, count, price, cost = rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 20)
-    total = size * count
-    earned = count * price
-    cost = min(cost, earned - 1)
+    size, count, price = rng.randint(2, 6), rng.randint(2, 8), rng.randint(2, 6)
+    total, earned = size * count, count * price
+    cost = rng.randint(1, min(12, earned - 1))
     name, she, _ = person(rng)
     x = rng.choice(GOODS)
     questions = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +34,7 @@ def settings(engine: Engine, config: GenerationConfig, *, chat: bool) -> dict[st
 def environment(engine: Engine) -> dict[str, object]:
     """Versions, hardware, threads and source commit, JSON-ready."""
     on_gpu = engine.device.type == "cuda"
-    hardware = torch.cuda.get_device_name(engine.device) if on_gpu else platform.processor() or platform.machine()
+    hardware = torch.cuda.get_device_name(engine.device) if on_gpu else cpu_name()
     names = ("fastdllm", "torch", "transformers")
     return {
         **{name: _version(name) for name in names},
@@ -42,6 +43,15 @@ def environment(engine: Engine) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "commit": source_commit(),
     }
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def fingerprint(folder: Path) -> str:

@@ -70,7 +70,7 @@ app.command()(info)
 
 @app.callback()
 def root(
-    version: Annotated[  # noqa: ARG001 (typer calls it back)
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:

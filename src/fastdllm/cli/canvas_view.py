@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from rich.text import Text
 from fastdllm.cli.console import printable
 
 if TYPE_CHECKING:
+    from fastdllm.canvas import StepEvent
     from fastdllm.completion import Draft
-    from fastdllm.engine import Engine
+    from fastdllm.engine import Engine, Generation
 
 # Early to late; each is readable on a dark and on a light background.
 PALETTE = ("#4f7cff", "#1f9fd0", "#14a58c", "#4fa63a", "#a8941c", "#d9822b", "#df5548", "#c653b4")
@@ -43,16 +45,18 @@ def legend(passes: int) -> Text:
 
 
 def canvas_text(engine: Engine, draft: Draft) -> Text:
-    """The slots of an answer as they stand; slots that will never be computed are left out."""
-    config, passes = engine.config, max(1, draft.nfe)
+    """The slots of an answer as they stand; of a finished one, those up to its first end token."""
+    config, text = engine.config, Text()
     ends = [at for at, token in enumerate(draft.canvas) if token in config.eos_ids]
     first_end = ends[0] if ends else draft.gen_length
-    text = Text()
     for at, piece in enumerate(pieces(engine, draft.canvas)):
+        if draft.finish_reason and at > first_end:
+            break
         if draft.canvas[at] == config.mask_id:
-            text.append("" if draft.finish_reason else OPEN, style="dim")
+            text.append(OPEN, style="dim")
         else:
-            text.append(piece, style=Style(color=shade(draft.committed_at[at], passes), dim=at > first_end))
+            style = Style(color=shade(draft.committed_at[at], draft.nfe), dim=at > first_end)
+            text.append(piece if text.plain else piece.lstrip(), style=style)
     return text
 
 
@@ -80,16 +84,13 @@ def _piece(engine: Engine, tokens: list[int]) -> str:
     return engine.text.decode(tokens) or str(engine.text.tokenizer.convert_ids_to_tokens(tokens[-1]) or "")
 
 
-def footer(engine: Engine, draft: Draft, blocks: int, block: int) -> Text:
-    """One line of numbers under a canvas that is being filled."""
+def frame(generation: Generation, event: StepEvent) -> Group:
+    """The canvas of a generation of one prompt after a pass, with a legend and a line of numbers."""
+    engine, config, draft = generation.engine, generation.config, generation.drafts[0]
     mask = engine.config.mask_id
     committed = sum(token != mask for token in draft.canvas)
     answer = sum(token != mask for token in draft.answer(engine.config.eos_ids))
-    parts = [f"pass {draft.nfe}", f"block {block + 1} of {blocks}", f"{committed} of {draft.gen_length} slots committed"]
-    parts.append(f"TPF {answer / max(1, draft.nfe):.2f}")
-    return Text(" · ".join(parts), style="dim")
-
-
-def frame(engine: Engine, draft: Draft, blocks: int, block: int) -> Group:
-    """Canvas, legend and footer."""
-    return Group(canvas_text(engine, draft), Text(), legend(max(1, draft.nfe)), footer(engine, draft, blocks, block))
+    blocks = math.ceil(config.gen_length / config.block_length)
+    where = f"pass {draft.nfe} · block {event.rows[0].block + 1} of {blocks}"
+    line = f"{where} · {committed} of {config.gen_length} slots committed · TPF {answer / draft.nfe:.2f}"
+    return Group(canvas_text(engine, draft), Text(), legend(draft.nfe), Text(line, style="dim"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COMMANDS = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
-System = Annotated[str | None, typer.Option(help="System message that opens the conversation.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message that opens the conversation.")]
 
 
 def chat(
@@ -52,7 +52,7 @@ def chat(
     engine = choice.load(choice.resolve())
     if engine.text is None or not engine.text.has_chat_template:
         lacks = "tokenizer" if engine.text is None else "chat template"
-        raise OptionError(f"{model} has no {lacks}, so there is no chat with it; fastdllm generate takes plain prompts.")
+        raise OptionError(f"{model} has no {lacks}, so there is no chat with it; use fastdllm generate.")
     opening = [] if system is None else [{"role": "system", "content": system}]
     _converse(Conversation(engine=engine, options=options, opening=opening))
 
@@ -92,11 +92,10 @@ class Conversation:
         from fastdllm.cli.summary import EMPTY, one_line
 
         generation, console = self.engine.start([ids], **self.options), stdout()
-        blocks = math.ceil(generation.config.gen_length / generation.config.block_length)
         with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="ellipsis") as live:
             for event in generation:
                 if console.is_terminal:
-                    live.update(frame(self.engine, generation.drafts[0], blocks, event.rows[0].block), refresh=True)
+                    live.update(frame(generation, event), refresh=True)
         (completion,) = generation.completions
         console.print(Text(printable(completion.text.strip())), soft_wrap=True)
         note(one_line(self.engine, completion, self.options) if completion.tokens else EMPTY)
@@ -140,7 +139,5 @@ def _read(terminal: bool) -> str | None:
 
 
 def _enable_line_editing() -> None:
-    try:
+    with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 (input() uses it once it is imported)
-    except ImportError:  # Windows
-        pass

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 
-Prompt = Annotated[str | None, typer.Argument(help="The prompt; without it, --file or standard input.")]
-File = Annotated[Path | None, typer.Option(help="Read the prompt here; a name in .jsonl holds many.")]
-Jsonl = Annotated[bool, typer.Option("--jsonl", help='Many prompts: one {"prompt": ..., "id": ...} a line.')]
-Out = Annotated[Path | None, typer.Option(help="Results of many prompts; run again to continue.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts run together, with many.")]
-Chat = Annotated[bool | None, typer.Option("--chat/--raw", help="Use the chat template [default: if there is one].")]
-Watch = Annotated[bool, typer.Option("--watch", help="Show the canvas as it fills, coloured by pass.")]
-Compare = Annotated[bool, typer.Option("--compare", help="Plain decoding and these settings side by side.")]
-Trace = Annotated[Path | None, typer.Option(help="Write the StepEvents of one prompt as JSON lines.")]
+Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; else --file, else standard input.")]
+File = Annotated[Path | None, typer.Option(metavar="FILE", help="Read the prompt, or with a .jsonl name many.")]
+Jsonl = Annotated[bool, typer.Option("--jsonl", help='Many: {"prompt": ..., "id": ...} a line.')]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Results of many; run again to continue.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Prompts run together, of many.")]
+Chat = Annotated[
+    bool | None, typer.Option("--chat/--raw", help="With the chat template, or without [default: if any].")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="The canvas as it fills, coloured by pass.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Beside plain decoding, with the speed-up.")]
+Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the StepEvents as JSON lines.")]
 
 
 def generate(
@@ -68,15 +70,22 @@ def generate(
     if many:
         from fastdllm.cli.many import answer_many
 
-        answer_many(choice, text, options, source=str(file or "standard input"), out=out, batch_size=batch_size, chat=chat)
+        source = str(file or "standard input")
+        answer_many(choice, text, options, source=source, out=out, batch_size=batch_size, chat=chat)
     else:
         _answer_one(choice, text, options, chat=chat, watching=watch, comparing=compare, trace=trace)
 
 
 def _answer_one(
-    choice: opt.ModelChoice, text: str, options: GenerationOptions, *, chat: bool | None, watching: bool, comparing: bool,
+    choice: opt.ModelChoice,
+    text: str,
+    options: GenerationOptions,
+    *,
+    chat: bool | None,
+    watching: bool,
+    comparing: bool,
     trace: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     from fastdllm.cli import compare, one
 
     engine = choice.load(choice.resolve())
@@ -88,13 +97,21 @@ def _answer_one(
 
 
 def _refuse(
-    *, prompt: str | None, file: Path | None, many: bool, out: Path | None, watch: bool, compare: bool, trace: Path | None
+    *,
+    prompt: str | None,
+    file: Path | None,
+    many: bool,
+    out: Path | None,
+    watch: bool,
+    compare: bool,
+    trace: Path | None,
 ) -> None:
-    opt.refuse_together({"PROMPT": prompt is not None, "--file": file is not None}, why="each is the prompt")
+    given = prompt is not None
+    opt.refuse_together({"PROMPT": given, "--file": file is not None}, why="each is the prompt")
     opt.refuse_together({"--watch": watch, "--compare": compare}, why="each has a screen of its own")
-    opt.refuse_together({"PROMPT": prompt is not None, "--jsonl": many}, why="JSON lines come from --file or standard input")
-    for flag, given in {"--watch": watch, "--compare": compare, "--trace": trace is not None}.items():
-        if given and many:
+    opt.refuse_together({"PROMPT": given, "--jsonl": many}, why="JSON lines come from --file or standard input")
+    for flag, wanted in {"--watch": watch, "--compare": compare, "--trace": trace is not None}.items():
+        if wanted and many:
             raise OptionError(f"{flag} shows one prompt; many prompts (JSON lines) cannot be given with it.")
     if out is not None and not many:
         raise OptionError("--out holds the results of many prompts; give them as JSON lines with --file or --jsonl.")

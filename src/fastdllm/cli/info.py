@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from fastdllm.models.config import ModelConfig
     from fastdllm.text import Text
 
+PROMPT_LENGTH = 512
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Embedded model, checkpoint folder, or hub id.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts run together.")]
-PromptLength = Annotated[int, typer.Option(min=0, help="Tokens of the longest prompt.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts run together.")]
+PromptLength = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help=f"Of the longest, in tokens [default: {PROMPT_LENGTH} or less].")
+]
 
 
 def info(
     model: ModelName = opt.MODEL,
     revision: opt.Revision = None,
     batch_size: BatchSize = 1,
-    prompt_length: PromptLength = 512,
+    prompt_length: PromptLength = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
     dtype: opt.Dtype = "auto",
@@ -44,19 +49,86 @@ def info(
     folder = resolve(model, revision)
     config, text, where = read_config(folder), load_text(folder), choose_device(device)
     chosen = choose_dtype(dtype, folder, where)
+    if prompt_length is None:
+        prompt_length = max(0, min(PROMPT_LENGTH, config.max_length - gen_length))
+    if prompt_length + gen_length > config.max_length:
+        raise OptionError(
+            f"prompt_length={prompt_length} with gen_length={gen_length} is longer than the {config.max_length} "
+            f"positions of {model}."
+        )
     need = memory(
         config, batch_size=batch_size, prompt_length=prompt_length, gen_length=lengths.gen_length,
         block_length=lengths.block_length, itemsize=chosen.itemsize,
     )  # fmt: skip
     console, name = stdout(), str(chosen).removeprefix("torch.")
-    console.print(Line(f"{model} ({folder})" if str(folder) != model else model, style="bold"), soft_wrap=True)
+    console.print(Line(model, style="bold"), soft_wrap=True)
     console.print(_grid(_shape(config, text, folder)))
-    batch = f"{batch_size} prompt{'s' * (batch_size > 1)} of {prompt_length} tokens"
-    console.print(Line(f"\nMemory for {batch}, gen_length {gen_length}, in {name} on {where}", style="bold"))
-    console.print(_grid(_needs(need)))
-    console.print(_verdict(need.total, available(str(where)), str(where)))
-    if prompt_length + gen_length > config.max_length:
-        raise OptionError(
-            f"prompt_length={prompt_length} with gen_length={gen_length} is longer than the model's {config.max_length} "
-            "positions; it would refuse such prompts."
-        )
+    batch = f"{batch_size} prompt{'s' * (batch_size > 1)} of {prompt_length} tokens, gen_length {gen_length}"
+    console.print(Line(f"\nMemory for {batch}, {name} on {where}", style="bold"))
+    console.print(_grid(_needs(need, lengths.block_length)))
+    console.print(_verdict(need.total, available(str(where)), str(where)), soft_wrap=True)
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Line(name), Line(value))
+    return table
+
+
+def _shape(config: ModelConfig, text: Text | None, folder: Path) -> list[tuple[str, str]]:
+    from fastdllm.memory import parameters
+    from fastdllm.models.checkpoint import stored_dtype
+
+    heads = f"{config.num_heads} heads of {config.head_dim}, {config.num_kv_heads} for keys and values"
+    tied = "tied" if config.tie_embeddings else "separate head"
+    return [
+        ("folder", str(folder)),
+        ("family", config.family),
+        ("parameters", f"{parameters(config):,}, stored as {str(stored_dtype(folder)).removeprefix('torch.')}"),
+        ("layers", str(config.num_layers)),
+        ("width", f"{config.hidden_size}, feed-forward {config.intermediate_size}"),
+        ("attention", heads),
+        ("vocabulary", f"{config.vocab_size:,} ({tied})"),
+        ("mask id", _named([config.mask_id], text)),
+        ("end ids", _named(_ends(config, text), text)),
+        ("pad id", _named([config.pad_id], text)),
+        ("max length", f"{config.max_length} positions, prompt and answer together"),
+        ("tokenizer", "yes" if text else "no"),
+        ("chat template", "yes" if text and text.has_chat_template else "no"),
+    ]
+
+
+def _ends(config: ModelConfig, text: Text | None) -> list[int]:
+    """End ids as :func:`fastdllm.load` has them: the configuration's and the tokenizer's."""
+    return list(dict.fromkeys((*config.eos_ids, *(text.turn_end_ids() if text else ()))))
+
+
+def _named(ids: list[int], text: Text | None) -> str:
+    names = [str(text.tokenizer.convert_ids_to_tokens(token) or "") if text else "" for token in ids]
+    return ", ".join(f"{token} {name}".rstrip() for token, name in zip(ids, names, strict=True)) or "none"
+
+
+def _needs(need: Memory, block_length: int) -> list[tuple[str, str]]:
+    return [
+        ("weights", _size(need.weights)),
+        ("K/V store", f"{_size(need.kv_store)}  (every layer and slot; none with cache none)"),
+        ("logits", f"{_size(need.logits)}  (a block of {block_length}, with the float32 copy)"),
+        ("activations", f"{_size(need.activations)}  (an estimate)"),
+        ("total", _size(need.total)),
+    ]
+
+
+def _size(count: int) -> str:
+    power = max(p for p in range(len(UNITS)) if p == 0 or count >= 1024**p)
+    return f"{count / 1024**power:.{1 if power else 0}f} {UNITS[power]}"
+
+
+def _verdict(total: int, free: int | None, where: str) -> Line:
+    if free is None:
+        return Line(f"How much is free on {where} cannot be told here.", style="yellow")
+    fits = total <= free
+    answer = "fits" if fits else "does not fit"
+    return Line(f"It {answer} this machine: {_size(free)} are free on {where}.", style="green" if fits else "red")

@@ -62,18 +62,15 @@ def answer_many(
         tally = _run(generation, [entries[i] for i in at], results, total=len(entries))
         seconds = time.perf_counter() - began
     if tally.passes:
-        numbers = f"{tally.tokens} tokens · TPF {tally.tokens / tally.passes:.2f} · {tally.tokens / seconds:.1f} tokens/s"
+        speed = f"TPF {tally.tokens / tally.passes:.2f} · {tally.tokens / seconds:.1f} tokens/s"
         how = f"{strategy(options)} · {machine(engine)} · batch_size {batch_size}"
-        note(f"{tally.answers} answers in {seconds:.1f} s · {numbers} · {how}")
+        note(f"{tally.answers} answers in {seconds:.1f} s · {tally.tokens} tokens · {speed} · {how}")
 
 
-def _encode(
-    engine: Engine, entry: Entry, options: GenerationOptions, source: str, chat: bool | None
-) -> list[int]:  # fmt: skip
+def _encode(engine: Engine, entry: Entry, options: GenerationOptions, source: str, chat: bool | None) -> list[int]:
     """Token ids of a line's prompt, or a refusal that names the line."""
     try:
-        ids = engine.encode([entry.prompt], chat=chat) if isinstance(entry.prompt, str) else engine.encode([entry.prompt])
-        return engine.start(ids, **options).prompts[0]
+        return engine.start(entry.prompts(), chat=chat, **options).prompts[0]
     except OptionError as error:
         raise OptionError(f"{source} line {entry.line}: {error}") from None
 

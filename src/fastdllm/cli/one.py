@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.live import Live
 
-from fastdllm.cli.canvas_view import frame
+from fastdllm.cli.canvas_view import canvas_text, frame, legend
 from fastdllm.cli.console import note, stdout
 from fastdllm.cli.summary import EMPTY, one_line, shown
 from fastdllm.cli.trace import trace_file
 from fastdllm.record import environment, settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fastdllm.config import GenerationOptions
     from fastdllm.engine import Engine, Generation
 
@@ -66,18 +67,28 @@ def print_answer(task: Task) -> None:
 
 def watch(task: Task) -> None:
     """The canvas on stdout after every pass; where stdout is no terminal, as it is after the last."""
-    console, generation = stdout(), task.start()
-    blocks = math.ceil(generation.config.gen_length / generation.config.block_length)
+    console = stdout()
+    if console.is_terminal:
+        generation = _watch_live(task, console)
+    else:
+        generation = task.run()
+        console.print(canvas_text(task.engine, generation.drafts[0]))
+        console.print(legend(generation.drafts[0].nfe))
+    (completion,) = generation.completions
+    if not completion.tokens:
+        note(EMPTY)
+    note(one_line(task.engine, completion, task.options, timed=not console.is_terminal))
+
+
+def _watch_live(task: Task, console: Console) -> Generation:
+    """A frame after each pass, slowly enough to follow."""
+    generation = task.start()
     with (
         trace_file(task.trace, task.header(generation)) as write,
         Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live,
     ):
         for event in generation:
             write(event)
-            live.update(frame(task.engine, generation.drafts[0], blocks, event.rows[0].block), refresh=console.is_terminal)
-            if console.is_terminal:
-                time.sleep(FRAME_SECONDS)
-    (completion,) = generation.completions
-    if not completion.tokens:
-        note(EMPTY)
-    note(one_line(task.engine, completion, task.options, timed=not console.is_terminal))
+            live.update(frame(generation, event), refresh=True)
+            time.sleep(FRAME_SECONDS)
+    return generation

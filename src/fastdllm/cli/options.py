@@ -19,21 +19,21 @@ MODEL = "tiny"
 SEED = cast(int, GenerationConfig.seed)
 CACHE, DECODER = str(GenerationConfig.cache), str(GenerationConfig.decoder)
 
-Model = Annotated[str, typer.Option(help="Embedded model, checkpoint folder, or hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice when not given.")]
-GenLength = Annotated[int, typer.Option(help="Answer slots.")]
-BlockLength = Annotated[int, typer.Option(help="Slots of a block; blocks are filled left to right.")]
-Cache = Annotated[str, typer.Option(help="K/V reuse: none, prefix or dual.")]
-Decoder = Annotated[str, typer.Option(help="topk:k=, threshold:threshold=, factor:factor=, schedule:steps=, timestep:steps=.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens holding this probability.")]
-TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")]
-CfgScale = Annotated[float, typer.Option(help="Classifier-free guidance; works with --cache none.")]
-Seed = Annotated[int, typer.Option(help="Of the noise, for temperatures above 0 and random orders.")]
-StopAtEos = Annotated[bool, typer.Option(help="Stop when no slot left of an end token is open.")]
+Model = Annotated[str, typer.Option(metavar="MODEL", help="Embedded, a folder, or a hub id.")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub id.")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads.")]
+GenLength = Annotated[int, typer.Option(metavar="N", help="Answer slots.")]
+BlockLength = Annotated[int, typer.Option(metavar="N", help="Slots of a block.")]
+Cache = Annotated[str, typer.Option(metavar="SPEC", help="K/V reuse: none, prefix, dual.")]
+Decoder = Annotated[str, typer.Option(metavar="SPEC", help="topk, threshold, factor, schedule, timestep.")]
+Temperature = Annotated[float, typer.Option(metavar="T", help="0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Keep the likeliest, to this probability.")]
+TopK = Annotated[int | None, typer.Option(metavar="N", help="Keep this many of the likeliest.")]
+CfgScale = Annotated[float, typer.Option(metavar="S", help="Guidance; needs cache none.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the noise.")]
+StopAtEos = Annotated[bool, typer.Option(show_default=False, help="End at an end token (the default).")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class ModelChoice:
         from fastdllm.engine import load
 
         if self.threads is not None:
+            if self.threads < 1:
+                raise OptionError(f"threads={self.threads} must be 1 or more.")
             torch.set_num_threads(self.threads)
         engine = load(folder, dtype=self.dtype, device=self.device)
         engine.name = self.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from fastdllm.errors import OptionError
 
@@ -18,6 +19,12 @@ class Entry:
     id: str | int
     prompt: str | list[int]
 
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompt as the engine takes them."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return [self.prompt]
+
 
 def read_entries(text: str, source: str) -> list[Entry]:
     """The prompts of ``text``, blank lines aside; an id not given is the line's number.
@@ -25,9 +32,7 @@ def read_entries(text: str, source: str) -> list[Entry]:
     Raises:
         OptionError: a line is not what :data:`SHAPE` says, an id comes twice, or there is no prompt.
     """
-    entries = [
-        _entry(line, number, source) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
-    ]
+    entries = [_entry(line, number, source) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     seen: dict[str | int, int] = {}
     for entry in entries:
         first = seen.setdefault(entry.id, entry.line)
@@ -51,5 +56,5 @@ def _entry(line: str, number: int, source: str) -> Entry:
     return Entry(line=number, id=name, prompt=prompt)
 
 
-def _is_ids(prompt: object) -> bool:
+def _is_ids(prompt: object) -> TypeGuard[list[int]]:
     return isinstance(prompt, list) and all(type(token) is int for token in prompt)

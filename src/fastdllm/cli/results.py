@@ -81,7 +81,8 @@ def _read_sidecar(path: Path, sidecar: Path) -> dict[str, Any]:
 def _check_settings(path: Path, earlier: dict[str, object], now: dict[str, object]) -> None:
     names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
     if names:
-        differ = ", ".join(f"{name} {json.dumps(earlier.get(name))} and not {json.dumps(now.get(name))}" for name in names)
+        values = {name: (json.dumps(earlier.get(name)), json.dumps(now.get(name))) for name in names}
+        differ = ", ".join(f"{name} {then} (now {this})" for name, (then, this) in values.items())
         raise OptionError(f"{path} was made with {differ}; give the same settings, or another --out.")
 
 

@@ -49,4 +49,4 @@ def one_line(engine: Engine, completion: Completion, options: GenerationOptions,
     return " · ".join(parts)
 
 
-EMPTY = "warning: the answer is empty (the model ended it at once); try a temperature above 0, another seed, or another prompt."
+EMPTY = "warning: the answer is empty: the model ended it at once; try a temperature above 0, or another prompt."

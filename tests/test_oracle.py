@@ -1,0 +1,80 @@
+"""A slow oracle for every cache that stores: the whole canvas computed, stale keys and values put in its way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toys import FAMILIES, prompts_of, toy_engine
+
+import fastdllm.loop as loop
+from fastdllm.caches import Plan
+from fastdllm.canvas import Canvas
+from fastdllm.kv import KVStore
+from fastdllm.models.transformer import Transformer
+
+
+class StaleStore:
+    """Takes the keys and values of every slot; where a slot is not planned, gives back what it had before."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
+        self.planned = torch.empty(0)
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.held:
+            fresh = self.planned[:, None, :, None]
+            keys, values = (torch.where(fresh, new, old) for new, old in zip((keys, values), self.held[layer], strict=True))
+        self.held[layer] = keys, values
+        return keys, values
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(FAMILIES), st.integers(1, 30), st.integers(2, 40), st.integers(1, 24), st.integers(0, 9),
+    st.sampled_from(("prefix", "dual")), st.sampled_from(("topk:k=1", "threshold:threshold=0.4")),
+)  # fmt: skip
+def test_partial_pass_is_full_pass_with_stale_keys(family, prompt, gen, block, seed, cache, decoder):
+    engine, oracle, seen = toy_engine(family, seed=seed), StaleStore(), []
+    partial_logits = loop.block_logits
+
+    def checked(model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, store: KVStore | None) -> Tensor:
+        logits = partial_logits(model, canvas, plan, slots, store)
+        positions = torch.arange(canvas.width)[None]
+        oracle.planned = torch.isin(positions, plan.rows)
+        hidden = model(canvas.tokens, positions, None, oracle)
+        expected = model.logits(hidden[:, (slots[0] - model.config.shift).clamp(min=0)])
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
+        seen.append(int(plan.counts[0]) < canvas.width)
+        return logits
+
+    loop.block_logits = checked
+    try:
+        engine.generate(prompts_of([prompt], seed), gen_length=gen, block_length=block, cache=cache, decoder=decoder)
+    finally:
+        loop.block_logits = partial_logits
+    assert seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_the_head_sees_open_slots_of_the_block_alone(family, cache):
+    engine, sizes = toy_engine(family), []
+    head = engine.model.logits
+    engine.model.logits = lambda hidden: (sizes.append(tuple(hidden.shape[:2])), head(hidden))[1]  # type: ignore[method-assign]
+    options = {"gen_length": 20, "block_length": 8, "decoder": "topk:k=1", "stop_at_eos": False}
+    engine.generate(prompts_of([5, 9]), cache=cache, **options)
+    assert sizes == [(2, m) for block in (8, 8, 4) for m in range(block, 0, -1)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_of_very_unequal_work_do_not_pad_each_other(family):
+    """A row that opens a block and one amid its block go through the network apart."""
+    engine, shapes = toy_engine(family, seed=2), []
+    forward = engine.model.forward
+    engine.model.forward = lambda tokens, *rest: (shapes.append(tokens.numel()), forward(tokens, *rest))[1]  # type: ignore[method-assign]
+    generation = engine.start(prompts_of([100, 100]), gen_length=24, block_length=8, decoder="threshold:threshold=0.5", cache="dual")
+    computed = sum(row.rows_computed for event in generation for row in event.rows)
+    assert sum(shapes) <= 1.1 * computed
