@@ -35,9 +35,11 @@ def environment(engine: Engine) -> dict[str, object]:
     """Versions, hardware, threads and source commit, JSON-ready."""
     on_gpu = engine.device.type == "cuda"
     hardware = torch.cuda.get_device_name(engine.device) if on_gpu else cpu_name()
-    names = ("fastdllm", "torch", "transformers")
+    from fastdllm import __version__
+
     return {
-        **{name: _version(name) for name in names},
+        "fastdllm": __version__,
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
@@ -75,11 +77,4 @@ def source_commit() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
         return None

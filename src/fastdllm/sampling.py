@@ -201,6 +201,8 @@ def propose(logits: Tensor, positions: Tensor, candidate: Tensor, sampling: Samp
     """
     logits = logits.float()
     logits[..., mask_id] = float("-inf")
+    # With the best logit at 0 a confidence close to 1 keeps its digits: at 60 a float32 step is 4e-6.
+    logits -= logits.amax(-1, keepdim=True)
     if sampling.filtered:
         logits = _filter(logits, sampling)
     noise = Noise(sampling.seed, nfe.to(logits.device))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastdllm.config import GenerationOptions
     from fastdllm.engine import Engine
 
+EXIT = "/exit"
 COMMANDS = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message that opens the conversation.")]
@@ -108,34 +109,39 @@ def _converse(conversation: Conversation) -> None:
     if terminal:
         _enable_line_editing()
         note(f"{conversation.engine.name}: {COMMANDS}")
-    while True:
-        try:
-            message = _read(terminal)
-            if message is None or message == "/exit":
-                return
-            if message == "/reset":
-                conversation.turns.clear()
-                note("the conversation is forgotten")
-            elif message.startswith("/"):
-                note(f"{message.split()[0]} is not a command: {COMMANDS}")
-            elif message:
-                conversation.say(message)
-        except FastdllmError as error:
-            typer.echo(f"error: {error}", err=True)
-        except KeyboardInterrupt:
-            note("stopped; this turn is not kept (Ctrl-D ends the conversation)")
+    while (message := _read(terminal)) != EXIT:
+        if message == "/reset":
+            conversation.turns.clear()
+            note("the conversation is forgotten")
+        elif message.startswith("/"):
+            note(f"{message.split()[0]} is not a command: {COMMANDS}")
+        elif message:
+            _say(conversation, message)
 
 
-def _read(terminal: bool) -> str | None:
-    """The next message; None at the end of the input."""
+def _say(conversation: Conversation, message: str) -> None:
+    """One turn; neither a refusal nor Ctrl-C ends the conversation."""
+    try:
+        conversation.say(message)
+    except FastdllmError as error:
+        typer.echo(f"error: {error}", err=True)
+    except KeyboardInterrupt:
+        note("stopped; this turn is not kept")
+
+
+def _read(terminal: bool) -> str:
+    """The next message; ``/exit`` at the end of the input."""
     if not terminal:
         line = sys.stdin.readline()
-        return line.strip() if line else None
-    try:
-        return input("> ").strip()
-    except EOFError:
-        stderr().print()
-        return None
+        return line.strip() if line else EXIT
+    while True:
+        try:
+            return input("> ").strip()
+        except KeyboardInterrupt:
+            note("\nCtrl-D ends the conversation")
+        except EOFError:
+            stderr().print()
+            return EXIT
 
 
 def _enable_line_editing() -> None:

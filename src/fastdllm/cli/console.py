@@ -9,7 +9,7 @@ import warnings
 from rich.console import Console
 from rich.text import Text
 
-CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if chr(code) not in "\n\t"} | {127: "\ufffd"}
+CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def stdout() -> Console:
@@ -23,8 +23,9 @@ def stderr() -> Console:
 
 
 def note(message: str) -> None:
-    """A dim line on stderr, never broken."""
-    stderr().print(Text(message, style="dim"), soft_wrap=True)
+    """A dim line on stderr; only a terminal breaks it, between words."""
+    console = stderr()
+    console.print(Text(message, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def printable(text: str) -> str:

@@ -59,6 +59,9 @@ def open_results(
     for name in held.keys() & prompts.keys():
         if held[name] != prompts[name]:
             raise OptionError(f"{path} holds an answer to another prompt under the id {name!r}; give another --out.")
+    if held.keys() >= prompts.keys():  # nothing is left to do, so there is no run to record
+        yield Results(path, frozenset(held), None, sys.stdout)
+        return
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     run["runs"].append({"started": started, "finished_before": len(held), **environment})
     with path.open("a", encoding="utf-8") as file:

@@ -1,0 +1,48 @@
+"""A checkpoint folder for tests: a random model with a byte-level tokenizer and a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from fastdllm.models.checkpoint import save_checkpoint
+from fastdllm.models.config import Family
+from toys import toy_model
+
+SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|eot_id|>", "<|mdm_mask|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte is a token, and the special tokens of :data:`SPECIAL` come after them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return tokenizer
+
+
+def write_checkpoint(
+    folder: Path, *, family: Family = "llada", tokenizer: bool = True, template: bool = True, seed: int = 0,
+    max_length: int = 256, dtype: torch.dtype = torch.float32,
+) -> Path:  # fmt: skip
+    """A random checkpoint that :func:`fastdllm.load` reads."""
+    text = byte_tokenizer()
+    eos, eot, mask = (text.token_to_id(SPECIAL[i]) for i in (1, 2, 3))
+    model = toy_model(
+        family, seed=seed, vocab_size=264, max_length=max_length, mask_id=mask, eos_ids=(eos, eot), pad_id=eos
+    )
+    save_checkpoint(model, folder, dtype)
+    if tokenizer:
+        text.save(str(folder / "tokenizer.json"))
+        named = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "pad_token": SPECIAL[1], "mask_token": SPECIAL[3]}
+        settings = {**named, **({"chat_template": TEMPLATE} if template else {})}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
