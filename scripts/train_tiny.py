@@ -30,6 +30,7 @@ LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
 TOKENS_PER_STEP = 4096
 NEAR = 8  # how many tokens right of a frontier count fully
 FAR_WEIGHT, PAD_WEIGHT = 0.1, 0.1
+FRONTIER, BLOCKWISE, HARD_LAST = 0.60, 0.80, 0.92  # kinds of row, as cumulative shares
 DRILLS = 0.35  # share of rows that hold sums alone
 
 
@@ -94,10 +95,10 @@ class Batches:
 def corrupt(tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, hard: Tensor) -> tuple[Tensor, Tensor]:
     """Which positions to mask and the loss weight of each, both (B, T).
 
-    Four kinds of row: 45 % frontier (all right of a point is masked), 30 % block-wise as a decoder
+    Four kinds of row: 60 % frontier (all right of a point is masked), 20 % block-wise as a decoder
     leaves it (clean left of a block, the hard tokens of the block last, all right of it masked),
-    15 % the same over the whole answer, 10 % LLaDA's uniform masking. Half of the frontiers stand at
-    a result. Rows of sums mask their results, 60 % of them with all right of one of these.
+    12 % the same over the whole answer, 8 % LLaDA's uniform masking. Of the frontiers 70 % stand at
+    a result. Rows of sums mask their results, 90 % of them with all right of one of these.
     """
     B, T = tokens.shape
     slot = torch.arange(T)[None] - prompts[:, None]
@@ -105,19 +106,19 @@ def corrupt(tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, h
     kind = torch.rand(B, 1)
     frontier = (torch.rand(B, 1) * (answers[:, None] + 1)).long()
     at_result = ((torch.rand(B, T) * (results & inside)).argmax(1, keepdim=True) - prompts[:, None]).clamp(min=0)
-    frontier = torch.where(torch.rand(B, 1) < 0.5, at_result, frontier)
+    frontier = torch.where(torch.rand(B, 1) < 0.7, at_result, frontier)
     size = torch.tensor([8, 16, 32])[torch.randint(3, (B, 1))]
-    start = torch.where(kind < 0.75, (frontier // size) * size, 0)
-    stop = torch.where(kind < 0.75, start + size, T)
-    order = torch.rand(B, T) + torch.where(kind < 0.90, 0.4 * torch.rand(B, 1) * hard[tokens], 0.0)
+    start = torch.where(kind < BLOCKWISE, (frontier // size) * size, 0)
+    stop = torch.where(kind < BLOCKWISE, start + size, T)
+    order = torch.rand(B, T) + torch.where(kind < HARD_LAST, 0.4 * torch.rand(B, 1) * hard[tokens], 0.0)
     rate = ((torch.arange(B) + torch.rand(B)) / B)[:, None].clamp(0.02, 1.0)
     rank = order.masked_fill((slot < start) | (slot >= stop), -1).argsort(1, descending=True).argsort(1)
     open_slots = ((slot >= start) & (slot < stop)).sum(1, keepdim=True)
     noised = (rank < (rate * open_slots).ceil()) & (slot >= start) & (slot < stop)
-    masked = torch.where(kind < 0.45, slot >= frontier, noised | (slot >= stop)) & inside
-    near = torch.where(kind < 0.45, slot < frontier + NEAR, slot < stop)
+    masked = torch.where(kind < FRONTIER, slot >= frontier, noised | (slot >= stop)) & inside
+    near = torch.where(kind < FRONTIER, slot < frontier + NEAR, slot < stop)
     weight = torch.where(near, 1.0, FAR_WEIGHT) * torch.where(slot > answers[:, None], PAD_WEIGHT, 1.0)
-    cut = torch.where(torch.rand(B, 1) < 0.6, at_result, T)
+    cut = torch.where(torch.rand(B, 1) < 0.9, at_result, T)
     drilled, drills = prompts[:, None] == 0, results & (slot <= cut)
     masked = torch.where(drilled, drills | (slot >= cut), masked)
     return masked, torch.where(drilled, drills, weight * masked)

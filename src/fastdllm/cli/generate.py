@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,60 @@ Chat = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="The canvas as it fills, coloured by pass.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Beside plain decoding, with the speed-up.")]
 Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the StepEvents as JSON lines.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Where prompts come from and where answers go."""
+
+    prompt: str | None
+    file: Path | None
+    jsonl: bool
+    out: Path | None
+    batch_size: int
+    watch: bool
+    compare: bool
+    trace: Path | None
+    chat: bool | None
+
+    @property
+    def many(self) -> bool:
+        return self.jsonl or (self.file is not None and self.file.suffix == ".jsonl")
+
+    @property
+    def source(self) -> str:
+        """What messages call the place the prompts come from."""
+        return "standard input" if self.file is None else str(self.file)
+
+    def refuse_contradictions(self) -> None:
+        """Raises OptionError when two options cannot both be meant."""
+        prompt = self.prompt is not None
+        opt.refuse_together({"PROMPT": prompt, "--file": self.file is not None}, why="each is the prompt")
+        opt.refuse_together(
+            {"PROMPT": prompt, "--jsonl": self.many}, why="JSON lines come from a file or standard input"
+        )
+        opt.refuse_together({"--watch": self.watch, "--compare": self.compare}, why="each has a screen of its own")
+        for flag, wanted in {"--watch": self.watch, "--compare": self.compare, "--trace": self.trace}.items():
+            if wanted and self.many:
+                raise OptionError(f"{flag} shows one prompt; many prompts (JSON lines) cannot be given with it.")
+        if self.out is not None and not self.many:
+            raise OptionError(
+                "--out holds the results of many prompts; give them as JSON lines with --file or --jsonl."
+            )
+
+    def read(self) -> str:
+        """The prompt's text, less the line break that ends a file."""
+        if self.prompt is not None:
+            return self.prompt
+        if self.file is None and sys.stdin.isatty():
+            raise OptionError("there is no prompt; give one as the argument, with --file, or on standard input.")
+        try:
+            text = sys.stdin.read() if self.file is None else self.file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise OptionError(f"{self.source} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        if not text.strip():
+            raise OptionError(f"{self.source} is empty; it should hold the prompt.")
+        return text.removesuffix("\n")
 
 
 def generate(
@@ -57,77 +112,33 @@ def generate(
     stop_at_eos: opt.StopAtEos = GenerationConfig.stop_at_eos,
 ) -> None:
     """Answer a prompt, or many from JSON lines."""
-    many = jsonl or (file is not None and file.suffix == ".jsonl")
-    _refuse(prompt=prompt, file=file, many=many, out=out, watch=watch, compare=compare, trace=trace)
     options: GenerationOptions = {
         "gen_length": gen_length, "block_length": block_length, "cache": cache, "decoder": decoder,
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "cfg_scale": cfg_scale, "seed": seed,
         "stop_at_eos": stop_at_eos,
     }  # fmt: skip
-    GenerationConfig(**options)  # refuses wrong options before a model is loaded
-    text = read_prompt(prompt, file)
+    request = Request(
+        prompt=prompt, file=file, jsonl=jsonl, out=out, batch_size=batch_size, watch=watch, compare=compare, trace=trace,
+        chat=chat,
+    )  # fmt: skip
     choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads)
-    if many:
+    _answer(request, choice, options)
+
+
+def _answer(request: Request, choice: opt.ModelChoice, options: GenerationOptions) -> None:
+    request.refuse_contradictions()
+    GenerationConfig(**options)  # refuses wrong options before a model is loaded
+    text = request.read()
+    if request.many:
         from fastdllm.cli.many import answer_many
 
-        source = str(file or "standard input")
-        answer_many(choice, text, options, source=source, out=out, batch_size=batch_size, chat=chat)
-    else:
-        _answer_one(choice, text, options, chat=chat, watching=watch, comparing=compare, trace=trace)
-
-
-def _answer_one(
-    choice: opt.ModelChoice,
-    text: str,
-    options: GenerationOptions,
-    *,
-    chat: bool | None,
-    watching: bool,
-    comparing: bool,
-    trace: Path | None,
-) -> None:
+        answer_many(request, choice, text, options)
+        return
     from fastdllm.cli import compare, one
 
     engine = choice.load(choice.resolve())
-    (ids,) = engine.encode([text], chat=chat)
-    task = one.Task(
-        engine=engine, question=text, prompt=ids, options=options, chat=opt.uses_template(engine, chat), trace=trace
-    )
-    (compare.compare if comparing else one.watch if watching else one.print_answer)(task)
-
-
-def _refuse(
-    *,
-    prompt: str | None,
-    file: Path | None,
-    many: bool,
-    out: Path | None,
-    watch: bool,
-    compare: bool,
-    trace: Path | None,
-) -> None:
-    given = prompt is not None
-    opt.refuse_together({"PROMPT": given, "--file": file is not None}, why="each is the prompt")
-    opt.refuse_together({"--watch": watch, "--compare": compare}, why="each has a screen of its own")
-    opt.refuse_together({"PROMPT": given, "--jsonl": many}, why="JSON lines come from --file or standard input")
-    for flag, wanted in {"--watch": watch, "--compare": compare, "--trace": trace is not None}.items():
-        if wanted and many:
-            raise OptionError(f"{flag} shows one prompt; many prompts (JSON lines) cannot be given with it.")
-    if out is not None and not many:
-        raise OptionError("--out holds the results of many prompts; give them as JSON lines with --file or --jsonl.")
-
-
-def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt's text, less the line break that ends a file."""
-    if prompt is not None:
-        return prompt
-    if file is None and sys.stdin.isatty():
-        raise OptionError("there is no prompt; give one as the argument, with --file, or on standard input.")
-    source = "standard input" if file is None else str(file)
-    try:
-        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    if not text.strip():
-        raise OptionError(f"{source} is empty; it should hold the prompt.")
-    return text.removesuffix("\n")
+    (ids,) = engine.encode([text], chat=request.chat)
+    templated = opt.uses_template(engine, request.chat)
+    task = one.Task(engine=engine, question=text, prompt=ids, options=options, chat=templated, trace=request.trace)
+    show = compare.compare if request.compare else one.watch if request.watch else one.print_answer
+    show(task)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fastdllm.cli.console import note, stderr
 from fastdllm.cli.options import ModelChoice, uses_template
@@ -22,6 +23,7 @@ from fastdllm.errors import OptionError
 from fastdllm.record import environment, fingerprint, settings
 
 if TYPE_CHECKING:
+    from fastdllm.cli.generate import Request
     from fastdllm.completion import Completion
     from fastdllm.engine import Engine, Generation
 
@@ -42,37 +44,34 @@ class Tally:
         )  # fmt: skip
 
 
-def answer_many(
-    choice: ModelChoice, text: str, options: GenerationOptions, *, source: str, out: Path | None, batch_size: int,
-    chat: bool | None,
-) -> None:  # fmt: skip
+def answer_many(request: Request, choice: ModelChoice, text: str, options: GenerationOptions) -> None:
     """Answer every line of ``text``; everything that can be refused is refused before the first pass."""
-    entries, folder = read_entries(text, source), choice.resolve()
+    entries, folder = read_entries(text, request.source), choice.resolve()
     engine = choice.load(folder)
-    prompts = [_encode(engine, entry, options, source, chat) for entry in entries]
-    decides = settings(engine, GenerationConfig(**options), chat=uses_template(engine, chat))
+    prompts = [_encode(engine, entry, options, request) for entry in entries]
+    decides = settings(engine, GenerationConfig(**options), chat=uses_template(engine, request.chat))
     decides |= {"revision": choice.revision, "weights": fingerprint(folder)}
-    runs_on = {**environment(engine), "batch_size": batch_size}
-    with open_results(out, {entry.id: entry.prompt for entry in entries}, decides, runs_on) as results:
+    runs_on = {**environment(engine), "batch_size": request.batch_size}
+    with open_results(request.out, {entry.id: entry.prompt for entry in entries}, decides, runs_on) as results:
         at = [i for i, entry in enumerate(entries) if entry.id not in results.finished]
         if results.finished:
-            note(f"{len(entries) - len(at)} of {len(entries)} answers are in {out} already")
-        generation = engine.start([prompts[i] for i in at], batch_size=batch_size, **options)
+            note(f"{len(entries) - len(at)} of {len(entries)} answers are in {request.out} already")
+        generation = engine.start([prompts[i] for i in at], batch_size=request.batch_size, **options)
         began = time.perf_counter()
         tally = _run(generation, [entries[i] for i in at], results, total=len(entries))
         seconds = time.perf_counter() - began
     if tally.passes:
         speed = f"TPF {tally.tokens / tally.passes:.2f} · {tally.tokens / seconds:.1f} tokens/s"
-        how = f"{strategy(options)} · {machine(engine)} · batch_size {batch_size}"
+        how = f"{strategy(options)} · {machine(engine)} · batch_size {request.batch_size}"
         note(f"{tally.answers} answers in {seconds:.1f} s · {tally.tokens} tokens · {speed} · {how}")
 
 
-def _encode(engine: Engine, entry: Entry, options: GenerationOptions, source: str, chat: bool | None) -> list[int]:
+def _encode(engine: Engine, entry: Entry, options: GenerationOptions, request: Request) -> list[int]:
     """Token ids of a line's prompt, or a refusal that names the line."""
     try:
-        return engine.start(entry.prompts(), chat=chat, **options).prompts[0]
+        return engine.start(entry.prompts(), chat=request.chat, **options).prompts[0]
     except OptionError as error:
-        raise OptionError(f"{source} line {entry.line}: {error}") from None
+        raise OptionError(f"{request.source} line {entry.line}: {error}") from None
 
 
 def _run(generation: Generation, entries: list[Entry], results: Results, *, total: int) -> Tally:
@@ -94,13 +93,23 @@ def _run(generation: Generation, entries: list[Entry], results: Results, *, tota
     return tally
 
 
+class Remaining(ProgressColumn):
+    """Time left at the pace of this run as a whole: rows of a batch end in bursts, which fool a running estimate."""
+
+    def render(self, task: Task) -> Text:
+        done = task.completed - task.fields["before"]
+        if not done or task.elapsed is None or task.total is None:
+            return Text("-:--:-- left")
+        return Text(f"{timedelta(seconds=int(task.elapsed / done * (task.total - task.completed)))} left")
+
+
 @contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int, before: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr where that is a terminal; call what it gives once for each answer."""
     console = stderr()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("answers"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("answers"), TimeElapsedColumn(), Remaining())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=done)
+        task = bar.add_task("", total=total, completed=before, before=before)
         yield lambda: bar.advance(task)
 
 
