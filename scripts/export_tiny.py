@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from train_tiny import model_config
-from word_problems import problems
 
 from fastdllm.models.checkpoint import save_checkpoint
 from fastdllm.models.transformer import Transformer
+from train_tiny import model_config
+from word_problems import problems
 
 PACKAGED = Path(__file__).parent.parent / "src" / "fastdllm" / "checkpoints" / "tiny"
 PUBLISHED_SEED, PUBLISHED = 7, 1000

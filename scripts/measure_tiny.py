@@ -82,7 +82,9 @@ def measure(problems: list[dict[str, str]], out: Path) -> dict[str, Any]:
             result = quality(engine, problems, options_of(cache, decoder))
             record["settings"][f"{cache} {decoder}"] = result
             out.write_text(json.dumps(record) + "\n")
-            print(f"{cache:7} {decoder:26} {result['accuracy']:5.1f} % TPF {result['tokens_per_forward']:.2f}", flush=True)
+            print(
+                f"{cache:7} {decoder:26} {result['accuracy']:5.1f} % TPF {result['tokens_per_forward']:.2f}", flush=True
+            )
     speed(engine, problems[:2], options_of("dual", "topk:k=1"))  # warm up
     rounds = [{s: speed(engine, problems[:TIMED], options_of(*s)) for s in settings} for _ in range(ROUNDS)]
     for cache, decoder in settings:
@@ -117,8 +119,8 @@ def table(record: dict[str, Any]) -> str:
     lines.append(
         f"\n{record['problems']} held-out problems, gen_length {record['gen_length']}, block_length "
         f"{record['block_length']}, greedy, {record['dtype']}, {e['hardware']}, {e['threads']} threads, "
-        f"torch {e['torch']}, commit {e['commit']}. Tokens per second: one prompt at a time, median of {ROUNDS} interleaved "
-        f"rounds over {TIMED} problems; answer tokens up to the end token, prompt excluded."
+        f"torch {e['torch']}, commit {e['commit']}. Tokens per second: one prompt at a time, median of {ROUNDS} "
+        f"interleaved rounds over {TIMED} problems; answer tokens up to the end token, prompt excluded."
     )
     return "\n".join(lines)
 

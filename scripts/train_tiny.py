@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from build_tokenizer import SPECIAL, save
 from tokenizers import Tokenizer
 from torch import Tensor
-from word_problems import Problem, problems
 
+from build_tokenizer import SPECIAL, save
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.transformer import Transformer
+from word_problems import Problem, problems
 
 LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
 TOKENS_PER_STEP = 4096
@@ -211,10 +211,17 @@ def train(out: Path, steps: int, layers: int, seed: int) -> None:
         step, seen = step + 1, seen + tokens.numel()
         losses.append(loss.item())
         if step % 200 == 0 or step == steps:
-            record = {"step": step, "loss": round(sum(losses) / len(losses), 4), "tokens_per_s": round(seen / (time.time() - began))}
+            record = {
+                "step": step,
+                "loss": round(sum(losses) / len(losses), 4),
+                "tokens_per_s": round(seen / (time.time() - began)),
+            }
             losses = []
             print(json.dumps(record | probe(model, batches, watched)), flush=True)
-            torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step}, state.with_suffix(".new"))
+            torch.save(
+                {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step},
+                state.with_suffix(".new"),
+            )
             state.with_suffix(".new").replace(state)
 
 

@@ -19,7 +19,20 @@ from pathlib import Path
 
 GIRLS = ("Mia", "Ana", "Zoe", "Ivy", "Ella", "Nora", "Lucy", "Ruth")
 BOYS = ("Leo", "Sam", "Tom", "Noah", "Max", "Omar", "Hugo", "Finn")
-GOODS = ("apples", "pears", "pens", "books", "cards", "shells", "stamps", "cookies", "muffins", "candles", "marbles", "stickers")
+GOODS = (
+    "apples",
+    "pears",
+    "pens",
+    "books",
+    "cards",
+    "shells",
+    "stamps",
+    "cookies",
+    "muffins",
+    "candles",
+    "marbles",
+    "stickers",
+)
 FLOWERS = ("tulips", "roses", "lilies", "daisies", "beans", "carrots")
 WISHES = ("bike", "kite", "guitar", "camera", "scooter", "tent")
 TRIPS = ("train", "bus", "boat", "truck")

@@ -1,17 +1,21 @@
-"""A checkpoint folder for tests: a random model with a byte-level tokenizer and a chat template."""
+"""A checkpoint folder for tests, with a byte-level tokenizer and a chat template; and the command line run on it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from typer.testing import CliRunner
 
+from fastdllm.cli.app import app
 from fastdllm.models.checkpoint import save_checkpoint
 from fastdllm.models.config import Family
 from toys import toy_model
 
+QUICK = ("--gen-length", "12", "--block-length", "6", "--decoder", "topk:k=2")
 SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|eot_id|>", "<|mdm_mask|>")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '<|eot_id|>' }}{% endfor %}"
@@ -46,3 +50,22 @@ def write_checkpoint(
         settings = {**named, **({"chat_template": TEMPLATE} if template else {})}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def run(*args: str | Path, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, env={"COLUMNS": "80"})
+
+
+def refused(*args: str | Path, stdin: str | None = None) -> str:
+    """The one sentence with which a run is refused."""
+    result = run(*args, stdin=stdin)
+    assert result.exit_code == 2, result.output
+    assert not result.stdout
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith(".\n")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

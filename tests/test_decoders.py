@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import FAMILIES, prompts_of, toy_engine
 
 from fastdllm import OptionError
 from fastdllm.canvas import Region
 from fastdllm.config import describe, parse_decoder
 from fastdllm.sampling import Noise, Prediction
+from toys import FAMILIES, prompts_of, toy_engine
 
 
 def chosen(decoder: str, confidence: list[float], *, steps: int = 0, size: int | None = None) -> list[int]:
@@ -83,7 +83,10 @@ def test_origin_commits_each_slot_with_the_probability_of_the_step():
 
 
 def test_alg_temp_prefers_but_does_not_insist():
-    firsts = [chosen("timestep:steps=2,alg=maskgit_plus,alg_temp=0.3", [0.9, 0.6, 0.3, 0.3], steps=0, size=4 + s) for s in range(4)]
+    firsts = [
+        chosen("timestep:steps=2,alg=maskgit_plus,alg_temp=0.3", [0.9, 0.6, 0.3, 0.3], steps=0, size=4 + s)
+        for s in range(4)
+    ]
     assert all(firsts)
     sharp = chosen("timestep:steps=2,alg=maskgit_plus,alg_temp=0.001", [0.3, 0.9, 0.6, 0.2])
     assert 1 in sharp or sharp == []

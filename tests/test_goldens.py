@@ -92,7 +92,9 @@ def test_golden(case: dict[str, Any]) -> None:
 def test_logits_of_the_first_pass(case: dict[str, Any]) -> None:
     (expected,) = load_file(GOLDENS / case["first_logits"]).values()
     model = engine(case["checkpoint"]).model
-    tokens = torch.tensor([case["prompt_ids"][0] + [model.config.mask_id] * (expected.shape[1] - len(case["prompt_ids"][0]))])
+    tokens = torch.tensor(
+        [case["prompt_ids"][0] + [model.config.mask_id] * (expected.shape[1] - len(case["prompt_ids"][0]))]
+    )
     with torch.inference_mode():
         logits = model.logits(model(tokens, torch.arange(tokens.shape[1])[None]))
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toys import FAMILIES, prompts_of, toy_engine
 
 import fastdllm.loop as loop
 from fastdllm.caches import Plan
 from fastdllm.canvas import Canvas
 from fastdllm.kv import KVStore
 from fastdllm.models.transformer import Transformer
+from toys import FAMILIES, prompts_of, toy_engine
 
 
 class StaleStore:
@@ -26,7 +26,9 @@ class StaleStore:
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer in self.held:
             fresh = self.planned[:, None, :, None]
-            keys, values = (torch.where(fresh, new, old) for new, old in zip((keys, values), self.held[layer], strict=True))
+            keys, values = (
+                torch.where(fresh, new, old) for new, old in zip((keys, values), self.held[layer], strict=True)
+            )
         self.held[layer] = keys, values
         return keys, values
 
@@ -75,6 +77,8 @@ def test_neighbours_of_very_unequal_work_do_not_pad_each_other(family):
     engine, shapes = toy_engine(family, seed=2), []
     forward = engine.model.forward
     engine.model.forward = lambda tokens, *rest: (shapes.append(tokens.numel()), forward(tokens, *rest))[1]  # type: ignore[method-assign]
-    generation = engine.start(prompts_of([100, 100]), gen_length=24, block_length=8, decoder="threshold:threshold=0.5", cache="dual")
+    generation = engine.start(
+        prompts_of([100, 100]), gen_length=24, block_length=8, decoder="threshold:threshold=0.5", cache="dual"
+    )
     computed = sum(row.rows_computed for event in generation for row in event.rows)
     assert sum(shapes) <= 1.1 * computed

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import FAMILIES, MASK, prompts_of, toy_engine
 
 from fastdllm import NumericalError, OptionError
 from fastdllm.sampling import Noise, Sampling, propose
+from toys import FAMILIES, MASK, prompts_of, toy_engine
 
 
 def proposal(logits: torch.Tensor, nfe: int = 0, **options: object):
     B, M, V = logits.shape
     positions = torch.arange(M).expand(B, M)
     sampling = Sampling.of(B, **options)  # type: ignore[arg-type]
-    return propose(logits.clone(), positions, torch.ones(B, M, dtype=torch.bool), sampling, torch.full((B,), nfe), V - 1)
+    return propose(
+        logits.clone(), positions, torch.ones(B, M, dtype=torch.bool), sampling, torch.full((B,), nfe), V - 1
+    )
 
 
 def test_gumbel_noise_samples_the_tempered_distribution():

@@ -54,6 +54,8 @@ def test_download_takes_no_code_and_no_pickles(tmp_path: Path, monkeypatch: pyte
     assert resolve("owner/name", "v1") == tmp_path
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     assert calls == [("owner/name", {"revision": "v1", "allow_patterns": patterns})]
+    resolve("owner/name", weights=False)
+    assert "*.safetensors" not in calls[1][1]["allow_patterns"]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,7 @@ def test_hub_refusals(kind: type[Exception], says: str, monkeypatch: pytest.Monk
         raise kind.__new__(kind)  # the hub's errors are built differently from version to version
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match=says):
         resolve("owner/name", "v1")
 

@@ -1,12 +1,25 @@
 """fastdllm: fast, exact and batched generation with masked diffusion language models (LLaDA, Dream)."""
 
-from fastdllm.canvas import RowEvent, StepEvent
-from fastdllm.completion import Completion
-from fastdllm.config import GenerationConfig
-from fastdllm.engine import Engine, Generation, load
-from fastdllm.errors import CheckpointError, FastdllmError, NumericalError, OptionError
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastdllm.canvas import RowEvent, StepEvent
+    from fastdllm.completion import Completion
+    from fastdllm.config import GenerationConfig
+    from fastdllm.engine import Engine, Generation, load
+    from fastdllm.errors import CheckpointError, FastdllmError, NumericalError, OptionError
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "canvas": ("RowEvent", "StepEvent"),
+    "completion": ("Completion",),
+    "config": ("GenerationConfig",),
+    "engine": ("Engine", "Generation", "load"),
+    "errors": ("CheckpointError", "FastdllmError", "NumericalError", "OptionError"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CheckpointError",
@@ -21,3 +34,10 @@ __all__ = [
     "StepEvent",
     "load",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import torch and transformers when something needs them, not for ``fastdllm --help``."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastdllm' has no attribute {name!r}")
+    return getattr(import_module(f"fastdllm.{_HOME[name]}"), name)

@@ -20,7 +20,7 @@ from fastdllm.canvas import Canvas, Region
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Rows to compute and write back: ``rows`` (B, R) ascending, padded with T; ``counts`` (B,) real ones. Host tensors."""
+    """Rows to compute and write back. Host tensors: ``rows`` (B, R) ascending, padded with T; ``counts`` (B,)."""
 
     rows: Tensor
     counts: Tensor

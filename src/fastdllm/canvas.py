@@ -188,7 +188,9 @@ class Canvas:
         broken = delta.confidence.isnan().any(1, keepdim=True)
         report = torch.cat([self._survey(), broken, positions, delta.tokens, delta.confidence], dim=1).float().cpu()
         if bool(report[:, 2].any()):
-            raise NumericalError(f"the model's logits for prompt {int(self.index[report[:, 2] > 0][0])} are not numbers.")
+            raise NumericalError(
+                f"the model's logits for prompt {int(self.index[report[:, 2] > 0][0])} are not numbers."
+            )
         return self._advance(report, rows_computed, step)
 
     def _survey(self) -> Tensor:
@@ -217,7 +219,9 @@ class Canvas:
         self._finished = self._block_start() >= self.length
         if self.stop_at_eos:
             self._finished |= ended
-        reasons = [("stop" if end else "length") if done else None for end, done in zip(ended, self._finished, strict=True)]
+        why: dict[bool, FinishReason] = {True: "stop", False: "length"}
+        ends, dones = ended.tolist(), self._finished.tolist()
+        reasons = [why[end] if done else None for end, done in zip(ends, dones, strict=True)]
         return StepEvent(
             step=step,
             rows=tuple(

@@ -46,7 +46,7 @@ class Completion:
 
     @property
     def rows_per_token(self) -> float:
-        """Rows computed for each answer token: what a token costs whatever the hardware. Infinite for an empty answer."""
+        """Rows computed for each answer token: what a token costs on any hardware; infinite for an empty answer."""
         return self.rows_computed / len(self.tokens) if self.tokens else float("inf")
 
     @property

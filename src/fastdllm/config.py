@@ -9,11 +9,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
-from fastdllm.caches import CACHES, CachePolicy
-from fastdllm.decoders import DECODERS, Decoder
 from fastdllm.errors import OptionError
+
+if TYPE_CHECKING:
+    from fastdllm.caches import CachePolicy
+    from fastdllm.decoders import Decoder
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -71,7 +73,9 @@ class GenerationConfig:
         object.__setattr__(self, "cache", parse_cache(self.cache))
         object.__setattr__(self, "decoder", parse_decoder(self.decoder))
         if self.cfg_scale and self.policy.stores:
-            raise OptionError(f"cfg_scale={self.cfg_scale} works with cache none alone, not with {describe(self.policy)}.")
+            raise OptionError(
+                f"cfg_scale={self.cfg_scale} works with cache none alone, not with {describe(self.policy)}."
+            )
         self.rule.check(self.gen_length, self.block_length)
 
     @property
@@ -90,16 +94,23 @@ _T = TypeVar("_T")
 
 def parse_cache(spec: CachePolicy | str) -> CachePolicy:
     """A cache policy from its spec; an object is returned as it is."""
+    from fastdllm.caches import CACHES
+
     return _parse("cache", spec, CACHES) if isinstance(spec, str) else spec
 
 
 def parse_decoder(spec: Decoder | str) -> Decoder:
     """A decoder from its spec; an object is returned as it is."""
+    from fastdllm.decoders import DECODERS
+
     return _parse("decoder", spec, DECODERS) if isinstance(spec, str) else spec
 
 
 def describe(strategy: object) -> str:
     """The spec of a strategy with every parameter, as recorded beside results."""
+    from fastdllm.caches import CACHES
+    from fastdllm.decoders import DECODERS
+
     for registry in (CACHES, DECODERS):
         for name, kind in registry.items():
             if type(strategy) is kind:

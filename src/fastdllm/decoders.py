@@ -49,16 +49,16 @@ def commit(prediction: Prediction, chosen: Tensor) -> Delta:
 def steps_in_block(steps: int, region: Region) -> Tensor:
     """Share (B,) of ``steps`` that falls to each row's block, by its length; all shares sum to ``steps``."""
     total = region.length - region.prompt
-    done = lambda slot: steps * (slot - region.prompt) // total  # noqa: E731
-    return done(region.end) - done(region.start)
+    done_before, done_after = (steps * (slot - region.prompt) // total for slot in (region.start, region.end))
+    return done_after - done_before
 
 
 def check_steps(steps: int, gen_length: int, block_length: int) -> None:
     blocks = math.ceil(gen_length / block_length)
     if steps < blocks:
         raise OptionError(
-            f"steps={steps} is less than the {blocks} blocks of gen_length={gen_length} and block_length={block_length}; "
-            "each block needs a step."
+            f"steps={steps} is less than the {blocks} blocks of gen_length={gen_length} and "
+            f"block_length={block_length}; each block needs a step."
         )
 
 
@@ -95,7 +95,9 @@ class Threshold(Ranked):
     def __post_init__(self) -> None:
         check_alg(self.alg)
         if not self.threshold >= 0:
-            raise OptionError(f"threshold={self.threshold} must be 0 or more; above 1 it commits one token at each pass.")
+            raise OptionError(
+                f"threshold={self.threshold} must be 0 or more; above 1 it commits one token at each pass."
+            )
 
     def step(self, region: Region, prediction: Prediction) -> Delta:
         best = rank(prediction.score(self.alg), prediction.candidate) == 0

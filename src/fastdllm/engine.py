@@ -71,7 +71,9 @@ class Engine:
         try:
             ids = [int(token) for token in prompt]  # type: ignore[attr-defined]
         except (TypeError, ValueError):
-            raise OptionError(f"prompt {index} is {prompt!r}; prompts are one text, texts, or lists of token ids.") from None
+            raise OptionError(
+                f"prompt {index} is {prompt!r}; prompts are one text, texts, or lists of token ids."
+            ) from None
         wrong = [token for token in ids if not 0 <= token < self.config.vocab_size]
         if isinstance(prompt, str) or wrong:
             what = f"holds the id {wrong[0]}" if wrong else "is a text among lists of ids"
@@ -239,12 +241,17 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def fast_at_halves(device: torch.device) -> bool:
+    """Whether 16-bit products are faster than float32 ones: on GPUs, and on CPUs with instructions for bfloat16."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name for it yet
+    return device.type != "cpu" or bool(known and known())
+
+
 def choose_dtype(dtype: str | torch.dtype, folder: Path, device: torch.device) -> torch.dtype:
     """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it."""
     if dtype == "auto":
         stored = stored_dtype(folder)
-        slow = device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
-        return torch.float32 if slow or stored not in DTYPES.values() else stored
+        return stored if stored in DTYPES.values() and fast_at_halves(device) else torch.float32
     for name, value in DTYPES.items():
         if dtype in (name, value):
             return value

@@ -91,9 +91,10 @@ def run_rows(model: Transformer, canvas: Canvas, group: Tensor, rows: Tensor, st
     if visible is not None:
         visible = visible[group] if store is not None else rows < canvas.width
     view = None if store is None else store.bind(group, rows)
-    return model(canvas.at(group, rows), rows, visible, view)
+    hidden: Tensor = model(canvas.at(group, rows), rows, visible, view)
+    return hidden
 
 
 def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
-    """Classifier-free guidance (LLaDA, appendix; arXiv 2207.12598): past the conditional logits, away from the others."""
+    """Classifier-free guidance (arXiv 2207.12598, as LLaDA applies it): past the conditional, away from the other."""
     return unconditional + (cfg_scale + 1) * (conditional - unconditional)

@@ -103,7 +103,9 @@ class Sampling:
             raise OptionError(f"top_k={top_k} must be 1 or more.")
         seeds = [seed] * batch if isinstance(seed, int) else list(seed)
         if len(seeds) != batch:
-            raise OptionError(f"seed has {len(seeds)} entries for {batch} prompts; give one number, or one for each prompt.")
+            raise OptionError(
+                f"seed has {len(seeds)} entries for {batch} prompts; give one number, or one for each prompt."
+            )
         if any(not -(2**63) <= s < 2**63 for s in seeds):
             raise OptionError("seed must fit in 64 bits.")
         return cls(
@@ -185,7 +187,9 @@ def _filter(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits.masked_fill(logits < least, float("-inf"))
 
 
-def propose(logits: Tensor, positions: Tensor, candidate: Tensor, sampling: Sampling, nfe: Tensor, mask_id: int) -> Prediction:
+def propose(
+    logits: Tensor, positions: Tensor, candidate: Tensor, sampling: Sampling, nfe: Tensor, mask_id: int
+) -> Prediction:
     """Draw a proposal for every candidate slot.
 
     Temperature adds Gumbel noise to the logits, which samples softmax(logits / temperature), and

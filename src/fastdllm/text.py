@@ -100,6 +100,10 @@ class Text:
         """Text of token ids, without special tokens; ids that the tokenizer does not know give nothing."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def token(self, index: int) -> str:
+        """How the vocabulary spells one id, special tokens included; empty for an id it does not know."""
+        return str(self.tokenizer.convert_ids_to_tokens(index) or "")
+
     def turn_end_ids(self) -> tuple[int, ...]:
         """Ids at which an answer may end, of :data:`TURN_ENDS` those that this tokenizer has as added tokens."""
         return tuple(self._added[name] for name in TURN_ENDS if name in self._added)

@@ -81,7 +81,7 @@ def _piece(engine: Engine, tokens: list[int]) -> str:
     """The text of tokens that may form one character; ids where there is no tokenizer."""
     if engine.text is None:
         return f"{tokens[-1]} "
-    return engine.text.decode(tokens) or str(engine.text.tokenizer.convert_ids_to_tokens(tokens[-1]) or "")
+    return engine.text.decode(tokens) or engine.text.token(tokens[-1])
 
 
 def frame(generation: Generation, event: StepEvent) -> Group:

@@ -58,17 +58,13 @@ class Request:
         """Raises OptionError when two options cannot both be meant."""
         prompt = self.prompt is not None
         opt.refuse_together({"PROMPT": prompt, "--file": self.file is not None}, why="each is the prompt")
-        opt.refuse_together(
-            {"PROMPT": prompt, "--jsonl": self.many}, why="JSON lines come from a file or standard input"
-        )
+        opt.refuse_together({"PROMPT": prompt, "--jsonl": self.many}, why="JSON lines come from a file or a pipe")
         opt.refuse_together({"--watch": self.watch, "--compare": self.compare}, why="each has a screen of its own")
         for flag, wanted in {"--watch": self.watch, "--compare": self.compare, "--trace": self.trace}.items():
             if wanted and self.many:
                 raise OptionError(f"{flag} shows one prompt; many prompts (JSON lines) cannot be given with it.")
         if self.out is not None and not self.many:
-            raise OptionError(
-                "--out holds the results of many prompts; give them as JSON lines with --file or --jsonl."
-            )
+            raise OptionError("--out holds the results of many prompts; give JSON lines with --file or --jsonl.")
 
     def read(self) -> str:
         """The prompt's text, less the line break that ends a file."""
@@ -118,8 +114,8 @@ def generate(
         "stop_at_eos": stop_at_eos,
     }  # fmt: skip
     request = Request(
-        prompt=prompt, file=file, jsonl=jsonl, out=out, batch_size=batch_size, watch=watch, compare=compare, trace=trace,
-        chat=chat,
+        prompt=prompt, file=file, jsonl=jsonl, out=out, batch_size=batch_size, watch=watch, compare=compare,
+        trace=trace, chat=chat,
     )  # fmt: skip
     choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads)
     _answer(request, choice, options)

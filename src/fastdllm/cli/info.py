@@ -46,7 +46,7 @@ def info(
     from fastdllm.text import load_text
 
     lengths = GenerationConfig(gen_length=gen_length, block_length=block_length)
-    folder = resolve(model, revision)
+    folder = resolve(model, revision, weights=False)
     config, text, where = read_config(folder), load_text(folder), choose_device(device)
     chosen = choose_dtype(dtype, folder, where)
     if prompt_length is None:
@@ -107,7 +107,7 @@ def _ends(config: ModelConfig, text: Text | None) -> list[int]:
 
 
 def _named(ids: list[int], text: Text | None) -> str:
-    names = [str(text.tokenizer.convert_ids_to_tokens(token) or "") if text else "" for token in ids]
+    names = [text.token(token) if text else "" for token in ids]
     return ", ".join(f"{token} {name}".rstrip() for token, name in zip(ids, names, strict=True)) or "none"
 
 

@@ -15,7 +15,7 @@ WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def resolve(source: str, revision: str | None = None) -> Path:
+def resolve(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder that holds a checkpoint, downloaded first where it is a hub id.
 
     A name of :data:`EMBEDDED` means the model in this package, even beside a folder of that name
@@ -24,6 +24,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     Args:
         source: a name of EMBEDDED, a folder, or a hub id such as ``GSAI-ML/LLaDA-8B-Instruct``.
         revision: branch, tag or commit of a hub id.
+        weights: whether the weights are wanted too; without, a hub id costs a few small files.
 
     Raises:
         CheckpointError: there is no such checkpoint, or the hub does not give it.
@@ -40,15 +41,15 @@ def resolve(source: str, revision: str | None = None) -> Path:
     if not HUB_ID.fullmatch(source):
         known = ", ".join(EMBEDDED)
         raise CheckpointError(f"{source!r} is neither {known}, nor a folder, nor a hub id such as 'owner/name'.")
-    return _download(source, revision)
+    return _download(source, revision, WANTED if weights else [kind for kind in WANTED if kind != "*.safetensors"])
 
 
-def _download(source: str, revision: str | None) -> Path:
+def _download(source: str, revision: str | None, wanted: list[str]) -> Path:
     """Fetch from the hub, or from its cache; every failure becomes one sentence."""
     from huggingface_hub import snapshot_download  # slow to import, and a local checkpoint needs none of it
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises its own kinds and those of two HTTP libraries
         raise CheckpointError(_explain(error, source, revision)) from error
 

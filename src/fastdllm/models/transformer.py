@@ -72,7 +72,8 @@ class Attention(nn.Module):
         if store is not None:
             k, v = store.exchange(layer, k, v)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped)
-        return self.out(mixed.transpose(1, 2).reshape(B, R, E))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(B, R, E))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -83,7 +84,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
 
 
 class Block(nn.Module):
@@ -98,7 +100,8 @@ class Block(nn.Module):
         self, x: Tensor, angles: tuple[Tensor, Tensor], visible: Tensor | None, layer: int, store: KeyValues | None
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, visible, layer, store)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out
 
 
 class Transformer(nn.Module):
@@ -131,11 +134,13 @@ class Transformer(nn.Module):
         """
         visible = None if visible_BT is None else visible_BT[:, None, None, :]
         angles = rotary_angles(positions_BR, self.config.head_dim, self.config.rope_theta)
-        x = self.embed(tokens_BR)
+        x: Tensor = self.embed(tokens_BR)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, visible, layer, store)
-        return self.norm(x)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the hidden states (..., E) that were asked for, in the model's dtype."""
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
