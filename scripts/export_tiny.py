@@ -35,7 +35,7 @@ def export(training: Path, out: Path) -> None:
     stream = problems(PUBLISHED_SEED, held_out=True)
     kept = {(p.question, p.answer): p for p in (next(stream) for _ in range(2 * PUBLISHED))}
     lines = [
-        json.dumps({"question": p.question, "answer": p.answer, "template": p.template})
+        json.dumps({"question": p.question, "answer": p.answer, "template": p.template, "numbers": p.numbers})
         for p in list(kept.values())[:PUBLISHED]
     ]
     (out / "problems.jsonl").write_text("\n".join(lines) + "\n")
