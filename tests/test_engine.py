@@ -62,7 +62,7 @@ def test_tokens_end_at_the_first_end_token_and_the_rest_is_filled():
     partly_filled = 0
     for seed in range(8):
         prompts = prompts_of([5], seed)
-        (whole,) = toy_engine(seed=seed).generate(prompts, **options)
+        (whole,) = toy_engine(seed=seed, eos_ids=()).generate(prompts, **options)
         end = whole.canvas[10]  # from now on a token that this model does write ends an answer
         (completion,) = toy_engine(seed=seed, eos_ids=(end,)).generate(prompts, **options)
         first = completion.canvas.index(end)
