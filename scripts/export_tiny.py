@@ -29,7 +29,7 @@ def export(training: Path, out: Path) -> None:
     layers = 1 + max(int(name.split(".")[1]) for name in saved["model"] if name.startswith("blocks."))
     model = Transformer(model_config(Tokenizer.from_file(str(training / "tokenizer.json")), layers))
     model.load_state_dict(saved["model"])
-    save_checkpoint(model, out, torch.bfloat16)
+    save_checkpoint(model, out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(training / name, out / name)
     stream = problems(PUBLISHED_SEED, held_out=True)

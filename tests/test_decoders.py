@@ -12,7 +12,9 @@ from fastdllm.sampling import Noise, Prediction
 from toys import FAMILIES, prompts_of, toy_engine
 
 
-def chosen(decoder: str, confidence: list[float], *, steps: int = 0, size: int | None = None) -> list[int]:
+def chosen(
+    decoder: str, confidence: list[float], *, steps: int = 0, size: int | None = None, seed: int = 0
+) -> list[int]:
     """Slots that a decoder commits when the proposals have these confidences."""
     M = len(confidence)
     p = torch.tensor([confidence])
@@ -20,7 +22,7 @@ def chosen(decoder: str, confidence: list[float], *, steps: int = 0, size: int |
     prediction = Prediction(
         positions=torch.arange(M)[None], candidate=torch.ones(1, M, dtype=torch.bool),
         tokens=torch.zeros(1, M, dtype=torch.long), confidence=p, logits=logits,
-        noise=Noise(torch.tensor([0]), torch.tensor([steps])),
+        noise=Noise(torch.tensor([seed]), torch.tensor([steps])),
     )  # fmt: skip
     one = torch.ones(1, dtype=torch.long)
     region = Region(
@@ -83,13 +85,15 @@ def test_origin_commits_each_slot_with_the_probability_of_the_step():
 
 
 def test_alg_temp_prefers_but_does_not_insist():
-    firsts = [
-        chosen("timestep:steps=2,alg=maskgit_plus,alg_temp=0.3", [0.9, 0.6, 0.3, 0.3], steps=0, size=4 + s)
-        for s in range(4)
-    ]
-    assert all(firsts)
-    sharp = chosen("timestep:steps=2,alg=maskgit_plus,alg_temp=0.001", [0.3, 0.9, 0.6, 0.2])
-    assert 1 in sharp or sharp == []
+    """One of four slots is drawn in proportion to exp(score / alg_temp), whatever their order."""
+    confidence, temperature, draws = [0.9, 0.6, 0.3, 0.3], 0.3, 2000
+    spec = f"timestep:steps=3,alg=maskgit_plus,alg_temp={temperature}"
+    picked = [chosen(spec, confidence, size=4, seed=seed) for seed in range(draws)]
+    expected = (torch.tensor(confidence) / temperature).softmax(0)
+    alone = torch.tensor([slots[0] for slots in picked if len(slots) == 1])
+    share = torch.bincount(alone, minlength=4) / len(alone)
+    assert len(alone) == draws
+    torch.testing.assert_close(share, expected, atol=0.04, rtol=0)
 
 
 def test_scores_order_as_their_names_say():
@@ -122,7 +126,7 @@ def test_steps_are_kept_over_uneven_blocks(family):
     ("spec", "message"),
     [
         ("greedy", "decoder 'greedy' is not one of topk, threshold, factor, schedule, timestep"),
-        ("topk:k=0", "k=0 must be 1 or more"),
+        ("topk:k=0", "k=0 must be from 1 to 1048576"),
         ("topk:k=two", "topk:k='two' is not of type int"),
         ("topk:n=2", "decoder 'topk' takes k=, alg= each once, not 'n=2'"),
         ("topk:k=1,k=2", "decoder 'topk' takes k=, alg= each once, not 'k=2'"),
@@ -130,7 +134,7 @@ def test_steps_are_kept_over_uneven_blocks(family):
         ("threshold:threshold=nan", "threshold=nan must be 0 or more"),
         ("threshold:alg=best", "alg='best' is not one of maskgit_plus, topk_margin, entropy, random"),
         ("factor:factor=0", "factor=0.0 must be above 0"),
-        ("schedule:steps=0", "steps=0 must be 1 or more"),
+        ("schedule:steps=0", "steps=0 must be from 1 to 1048576"),
         ("schedule:remasking=low", "remasking='low' is not one of low_confidence, random"),
         ("schedule:remasking=random,alg=entropy", "remasking='random' contradicts alg='entropy'"),
         ("timestep:eps=1", "eps=1.0 must be between 0 and 1"),

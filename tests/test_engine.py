@@ -10,7 +10,7 @@ from fastdllm import GenerationConfig, OptionError
 from fastdllm.caches import DualCache
 from fastdllm.config import GenerationOptions
 from fastdllm.decoders import Threshold
-from toys import EOS, EOT, MASK, prompts_of, toy_engine
+from toys import EOS, MASK, prompts_of, toy_engine
 
 
 def test_options_are_the_same_as_keywords_and_as_a_config():
@@ -51,10 +51,12 @@ def test_an_empty_prompt_is_generation_from_nothing():
 
 
 def test_a_mask_token_in_the_prompt_is_context_and_stays():
-    engine, prompt = toy_engine(), [3, MASK, 8]
-    (completion,) = engine.generate([prompt], gen_length=6, block_length=3, cache="dual", stop_at_eos=False)
-    assert len(completion.canvas) == 6
-    assert completion.nfe <= 6
+    engine, prompt, seen = toy_engine(), [3, MASK, 8], []
+    forward = engine.model.forward
+    engine.model.forward = lambda tokens, *rest: (seen.append(tokens[0, :3].tolist()), forward(tokens, *rest))[1]  # type: ignore[method-assign]
+    (completion,) = engine.generate([prompt], gen_length=6, block_length=3, cache="none", stop_at_eos=False)
+    assert seen == [prompt] * completion.nfe
+    assert MASK not in completion.canvas
 
 
 def test_tokens_end_at_the_first_end_token_and_the_rest_is_filled():
@@ -76,17 +78,17 @@ def test_tokens_end_at_the_first_end_token_and_the_rest_is_filled():
 
 
 def test_an_early_end_saves_passes_and_changes_no_token():
-    """Nothing right of a committed end token is decoded; what is left of it is what full decoding commits by then."""
-    engine = toy_engine(seed=4)
-    engine.model.head.weight[EOS] *= 0
-    engine.model.head.weight[EOS] += engine.model.head.weight[:EOT].mean(0) * 4
-    for prompt in prompts_of([5, 8, 13], 2):
-        options = {"gen_length": 32, "block_length": 1, "decoder": "topk:k=1", "cache": "dual"}
-        (stopped,) = engine.generate([prompt], **options)
-        (whole,) = engine.generate([prompt], stop_at_eos=False, **options)
+    """Left to right, what stands before the end token is what full decoding writes there."""
+    options = {"gen_length": 32, "block_length": 1, "decoder": "topk:k=1", "cache": "dual"}
+    for seed in range(4):
+        prompts = prompts_of([5 + seed], seed)
+        (open_end,) = toy_engine(seed=seed, eos_ids=()).generate(prompts, **options)
+        engine = toy_engine(seed=seed, eos_ids=(open_end.canvas[12],))
+        (stopped,) = engine.generate(prompts, **options)
+        (whole,) = engine.generate(prompts, stop_at_eos=False, **options)
         assert stopped.tokens == whole.tokens
-        assert stopped.nfe == min(len(stopped.tokens) + 1, 32)
-        assert whole.nfe == 32
+        assert stopped.finish_reason == whole.finish_reason == "stop"
+        assert stopped.nfe == len(stopped.tokens) + 1 < whole.nfe == 32
 
 
 @pytest.mark.parametrize(
@@ -112,3 +114,20 @@ def test_bad_input_is_one_sentence(prompts, options, message):
         toy_engine().stream(prompts, **options)  # at the call, before anything is read
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_guidance_counts_the_rows_of_both_passes():
+    engine, prompts = toy_engine(), prompts_of([5])
+    options = {"gen_length": 8, "block_length": 8, "cache": "none", "decoder": "topk:k=1", "stop_at_eos": False}
+    (plain,), (guided,) = engine.generate(prompts, **options), engine.generate(prompts, cfg_scale=1.0, **options)
+    assert (plain.rows_computed, guided.rows_computed) == (8 * 13, 2 * 8 * 13)
+    assert plain.nfe == guided.nfe == 8
+
+
+def test_top_p_loosens_a_threshold_as_documented():
+    """Dream's sampler renormalises inside the nucleus; with one token left every slot is certain."""
+    engine, prompts = toy_engine(), prompts_of([5])
+    options = {"gen_length": 16, "block_length": 8, "decoder": "threshold:threshold=0.99", "stop_at_eos": False}
+    (strict,), (loose,) = engine.generate(prompts, **options), engine.generate(prompts, top_k=1, **options)
+    assert strict.nfe > loose.nfe == 2
+    assert set(loose.confidences) == {1.0}

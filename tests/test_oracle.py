@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,31 +35,44 @@ class StaleStore:
         return keys, values
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    st.sampled_from(FAMILIES), st.integers(1, 30), st.integers(2, 40), st.integers(1, 24), st.integers(0, 9),
-    st.sampled_from(("prefix", "dual")), st.sampled_from(("topk:k=1", "threshold:threshold=0.4")),
-)  # fmt: skip
-def test_partial_pass_is_full_pass_with_stale_keys(family, prompt, gen, block, seed, cache, decoder):
-    engine, oracle, seen = toy_engine(family, seed=seed), StaleStore(), []
-    partial_logits = loop.block_logits
+class Checked:
+    """Stands in for :func:`fastdllm.loop.block_logits`; holds every row of a batch against an oracle of its own."""
 
-    def checked(model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, store: KVStore | None) -> Tensor:
-        logits = partial_logits(model, canvas, plan, slots, store)
-        positions = torch.arange(canvas.width)[None]
-        oracle.planned = torch.isin(positions, plan.rows)
-        hidden = model(canvas.tokens, positions, None, oracle)
-        expected = model.logits(hidden[:, (slots[0] - model.config.shift).clamp(min=0)])
-        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
-        seen.append(int(plan.counts[0]) < canvas.width)
+    def __init__(self) -> None:
+        self.partial_logits = loop.block_logits
+        self.oracles: dict[int, StaleStore] = defaultdict(StaleStore)
+        self.partial = 0
+
+    def __call__(self, model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, store: KVStore | None) -> Tensor:
+        logits = self.partial_logits(model, canvas, plan, slots, store)
+        for b, index in enumerate(canvas.index.tolist()):
+            length, oracle = int(canvas.length[b]), self.oracles[index]
+            positions = torch.arange(length)[None]
+            oracle.planned = torch.isin(positions, plan.rows[b])
+            hidden = model(canvas.tokens[b : b + 1, :length], positions, None, oracle)
+            own = slots[b][slots[b] < canvas.width]
+            expected = model.logits(hidden[0, (own - model.config.shift).clamp(min=0)])
+            torch.testing.assert_close(logits[b, : len(own)], expected, atol=2e-4, rtol=1e-4)
+            self.partial += int(plan.counts[b]) < length
         return logits
 
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(FAMILIES), st.lists(st.integers(0, 30), min_size=1, max_size=3), st.integers(2, 32),
+    st.integers(2, 24), st.integers(0, 9), st.sampled_from(("prefix", "dual")),
+    st.sampled_from(("topk:k=1", "threshold:threshold=0.4")), st.booleans(),
+)  # fmt: skip
+def test_partial_pass_is_full_pass_with_stale_keys(family, lengths, gen, block, seed, cache, decoder, stop):
+    engine, checked = toy_engine(family, seed=seed), Checked()
+    options = {"gen_length": gen, "block_length": block, "cache": cache, "decoder": decoder, "stop_at_eos": stop}
     loop.block_logits = checked
     try:
-        engine.generate(prompts_of([prompt], seed), gen_length=gen, block_length=block, cache=cache, decoder=decoder)
+        done = engine.generate(prompts_of(lengths, seed), **options)
     finally:
-        loop.block_logits = partial_logits
-    assert seen
+        loop.block_logits = checked.partial_logits
+    blocks = -(-gen // min(block, gen))
+    assert checked.partial or sum(c.nfe for c in done) <= blocks * len(lengths) or lengths == [0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdllm import NumericalError, OptionError
+from fastdllm.decoders import Threshold
 from fastdllm.sampling import Noise, Sampling, propose
 from toys import FAMILIES, MASK, prompts_of, toy_engine
 
@@ -40,10 +41,12 @@ def test_confidence_is_untempered_and_float32():
 
 
 def test_a_bf16_model_cannot_slip_past_a_threshold():
-    """0.8984 rounds to what 0.9 is in bf16; in float32 it stays below."""
-    logits = torch.tensor([[[8.0, 8.0 - 2.18, -30.0, 0.0]]], dtype=torch.bfloat16)
-    assert proposal(logits).confidence.item() == pytest.approx(0.8984, abs=2e-3)
-    assert proposal(logits).confidence.item() < 0.9
+    """0.8984 and 0.9 are one number in bf16; in float32 it stays below, so only the best slot is committed."""
+    logits = torch.tensor([8.0, 8.0 - 2.18, -30.0, 0.0], dtype=torch.bfloat16).expand(1, 3, 4)
+    got = proposal(logits)
+    assert got.confidence[0, 0].item() == pytest.approx(0.8984, abs=2e-3)
+    assert bool((got.confidence.to(torch.bfloat16) >= 0.9).all())
+    assert Threshold(threshold=0.9).step(None, got).commit.tolist() == [[True, False, False]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.5, 0.9, 0.999])
@@ -111,10 +114,12 @@ def test_logits_that_are_not_numbers_are_an_error(decoder):
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0 must be"),
+        ({"temperature": 1e39}, r"temperature=1e\+39 must be from 0 to 1e\+06"),
+        ({"top_k": 10**20}, "top_k=100000000000000000000 must be from 1 to"),
         ({"temperature": float("nan")}, "temperature=nan must be"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0"),
-        ({"top_k": 0}, "top_k=0 must be 1 or more"),
+        ({"top_k": 0}, "top_k=0 must be from 1 to"),
         ({"seed": [1, 2]}, "seed has 2 entries for 1 prompts"),
         ({"seed": 2**70}, "seed must fit in 64 bits"),
     ],

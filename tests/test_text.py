@@ -277,3 +277,14 @@ def test_tokenizer_file_refused(dream: Path, file: str, content: str, says: str)
     (dream / file).write_text(content)
     with pytest.raises(CheckpointError, match=says):
         load_text(dream)
+
+
+def test_what_is_no_character_is_refused_and_private_use_survives(llada: Path) -> None:
+    text = load(llada)
+    for prompt in ("half \ud800 pair", "x\udcff"):
+        with pytest.raises(OptionError, match="which is no character"):
+            text.encode(prompt)
+        with pytest.raises(OptionError, match="which is no character"):
+            text.encode_chat([{"role": "user", "content": prompt}])
+    spelt = [text.encode_chat([{"role": "user", "content": f"x{gap}y <|eot_id|>"}]) for gap in ("", "\ue000")]
+    assert spelt[0] != spelt[1]

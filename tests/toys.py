@@ -53,7 +53,6 @@ def toy_model(
         else:
             scale = 1.0 if "embed" in name else {"head": 4.5}.get(name.split(".")[0], 2.0) * parameter.shape[1] ** -0.5
             parameter.normal_(0, scale, generator=generator)
-    # An end token that a random model writes now and then, as a trained one does.
     return model.to(dtype)
 
 

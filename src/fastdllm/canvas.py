@@ -25,6 +25,13 @@ from fastdllm.errors import NumericalError
 FinishReason = Literal["stop", "length"]
 
 
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a small host tensor without making the host wait: from pinned memory the copy only joins the queue."""
+    if device.type == "cuda":
+        return host.pin_memory().to(device, non_blocking=True)
+    return host.to(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Region:
     """What each row decodes in this pass: slots [start, end) of the canvas. Host tensors (B,)."""
@@ -134,7 +141,7 @@ class Canvas:
         """True (B, T) at slots that belong to their row; None when every slot of every row does."""
         if bool((self.length == self.width).all()):
             return None
-        return (torch.arange(self.width) < self.length[:, None]).to(self.device)
+        return to_device(torch.arange(self.width) < self.length[:, None], self.device)
 
     def _block_start(self) -> Tensor:
         return self.prompt + self.block * self.block_length
@@ -159,11 +166,11 @@ class Canvas:
 
     def open_slots(self, region: Region) -> Tensor:
         """Positions (B, M) of the slots of each row's block that may be decoded, ascending, padded with T."""
-        slots = (region.start[:, None] + torch.arange(self.block_length)).to(self.device)
-        inside = slots < torch.minimum(region.end, region.limit)[:, None].to(self.device)
-        slots = slots.masked_fill(~inside, self.width)
-        open_ = inside & (self._tokens.gather(1, slots) == self.mask_id)
-        return slots.masked_fill(~open_, self.width).sort(dim=1).values[:, : int(region.masked.max())]
+        slots = region.start[:, None] + torch.arange(self.block_length)
+        inside = slots < torch.minimum(region.end, region.limit)[:, None]
+        slots = to_device(slots.masked_fill(~inside, self.width), self.device)
+        taken = self._tokens.gather(1, slots) != self.mask_id
+        return slots.masked_fill(taken, self.width).sort(dim=1).values[:, : int(region.masked.max())]
 
     def at(self, batch: Tensor, positions: Tensor) -> Tensor:
         """Ids (N, R) at ``positions`` (N, R) of the batch rows ``batch`` (N,)."""
@@ -172,7 +179,7 @@ class Canvas:
     def without_prompt(self) -> Canvas:
         """A view of the same work whose prompts are masked: the unconditional side of guidance."""
         other = copy.copy(self)
-        hidden = torch.arange(self.width + 1, device=self.device) < self.prompt[:, None].to(self.device)
+        hidden = torch.arange(self.width + 1, device=self.device) < to_device(self.prompt[:, None], self.device)
         other._tokens = self._tokens.masked_fill(hidden, self.mask_id)
         return other
 
@@ -197,7 +204,8 @@ class Canvas:
         """Slot of the first end token in each answer (T if none) and open slots of its block left of that; (B, 2)."""
         slots = torch.arange(self.width, device=self.device)
         start, stop, block, end = (
-            x[:, None].to(self.device) for x in (self.prompt, self.length, self._block_start(), self._block_end())
+            to_device(x[:, None], self.device)
+            for x in (self.prompt, self.length, self._block_start(), self._block_end())
         )
         ends = (slots >= start) & (slots < stop) & torch.isin(self.tokens, self._eos_ids)
         first = torch.where(ends, slots, self.width).amin(1, keepdim=True)
@@ -250,6 +258,6 @@ class Canvas:
     def keep(self, batch: Sequence[int]) -> None:
         """Drop every batch row that is not in ``batch``."""
         index = torch.tensor(batch, dtype=torch.long)
-        for name in ("prompt", "length", "index", "limit", "block", "step", "nfe", "masked"):
+        for name in ("prompt", "length", "index", "limit", "block", "step", "nfe", "masked", "_finished"):
             setattr(self, name, getattr(self, name)[index])
-        self._tokens = self._tokens[index.to(self.device)]
+        self._tokens = self._tokens[to_device(index, self.device)]

@@ -89,8 +89,11 @@ class Draft:
 
     def answer(self, eos_ids: Sequence[int]) -> list[int]:
         """Ids so far left of the first end token; open slots hold the mask id."""
-        ends = [i for i, token in enumerate(self.canvas) if token in eos_ids]
-        return self.canvas[: ends[0]] if ends else self.canvas
+        return self.canvas[: self.first_end(eos_ids)]
+
+    def first_end(self, eos_ids: Sequence[int]) -> int:
+        """Slot of the first end token so far; ``gen_length`` when there is none."""
+        return next((slot for slot, token in enumerate(self.canvas) if token in eos_ids), self.gen_length)
 
     def finish(self, text: str, tokens: Sequence[int]) -> Completion:
         """The answer, once its last event is in."""

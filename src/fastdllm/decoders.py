@@ -5,6 +5,7 @@ Shapes: B rows of the batch, M candidate slots of a pass (padded).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,9 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdllm.canvas import Delta, Region
+from fastdllm.canvas import Delta, Region, to_device
 from fastdllm.errors import OptionError
 from fastdllm.sampling import Prediction, check_alg
+
+MOST = 2**20  # of steps and of tokens in a pass; far above any canvas
 
 
 class Decoder(Protocol):
@@ -53,6 +56,17 @@ def steps_in_block(steps: int, region: Region) -> Tensor:
     return done_after - done_before
 
 
+@functools.cache
+def noise_levels(steps: int, eps: float) -> Tensor:
+    """Dream's noise levels (steps + 1,), from 1 to ``eps``, float32 as in its own sampler."""
+    return torch.linspace(1, eps, steps + 1)
+
+
+def check_count(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise OptionError(f"{name}={value} must be from 1 to {most}.")
+
+
 def check_steps(steps: int, gen_length: int, block_length: int) -> None:
     blocks = math.ceil(gen_length / block_length)
     if steps < blocks:
@@ -78,8 +92,7 @@ class TopK(Ranked):
 
     def __post_init__(self) -> None:
         check_alg(self.alg)
-        if self.k < 1:
-            raise OptionError(f"k={self.k} must be 1 or more.")
+        check_count("k", self.k, MOST)
 
     def step(self, region: Region, prediction: Prediction) -> Delta:
         return commit(prediction, rank(prediction.score(self.alg), prediction.candidate) < self.k)
@@ -143,8 +156,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_alg(self.alg)
-        if self.steps < 1:
-            raise OptionError(f"steps={self.steps} must be 1 or more.")
+        check_count("steps", self.steps, MOST)
         if self.remasking not in ("low_confidence", "random"):
             raise OptionError(f"remasking={self.remasking!r} is not one of low_confidence, random.")
         if self.remasking == "random" and self.alg not in ("maskgit_plus", "random"):
@@ -155,7 +167,7 @@ class Schedule:
 
     def step(self, region: Region, prediction: Prediction) -> Delta:
         size, share = region.end - region.start, steps_in_block(self.steps, region)
-        quota = (size // share + (region.step < size % share)).clamp(min=1).to(prediction.positions.device)
+        quota = to_device((size // share + (region.step < size % share)).clamp(min=1), prediction.positions.device)
         alg = "random" if self.remasking == "random" else self.alg
         return commit(prediction, rank(prediction.score(alg), prediction.candidate) < quota[:, None])
 
@@ -178,8 +190,7 @@ class Timestep:
     def __post_init__(self) -> None:
         if self.alg != "origin":
             check_alg(self.alg)
-        if self.steps < 1:
-            raise OptionError(f"steps={self.steps} must be 1 or more.")
+        check_count("steps", self.steps, MOST)
         if not self.alg_temp >= 0:
             raise OptionError(f"alg_temp={self.alg_temp} must be 0 or more.")
         if not 0 < self.eps < 1:
@@ -192,19 +203,19 @@ class Timestep:
         """Share (B,) of the masks to commit in this pass; 1 at the last."""
         share = []
         for step, steps in zip(region.step.tolist(), steps_in_block(self.steps, region).tolist(), strict=True):
-            level = torch.linspace(1, self.eps, steps + 1)
+            level = noise_levels(steps, self.eps)
             share.append(1 - level[step + 1] / level[step] if step + 1 < steps else torch.tensor(1.0))
         return torch.stack(share)
 
     def step(self, region: Region, prediction: Prediction) -> Delta:
         share, device = self._share(region), prediction.positions.device
         if self.alg == "origin":
-            go = prediction.noise.uniform(prediction.positions) < share[:, None].to(device)
+            go = prediction.noise.uniform(prediction.positions) < to_device(share[:, None], device)
             return commit(prediction, go)
         score = prediction.score(self.alg)
         if self.alg_temp > 0:
             score = score / self.alg_temp + prediction.noise.gumbel(prediction.positions)
-        quota = (region.masked.float() * share).long().to(device)
+        quota = to_device((region.masked.float() * share).long(), device)
         return commit(prediction, rank(score, prediction.candidate) < quota[:, None])
 
 

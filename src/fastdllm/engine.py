@@ -16,10 +16,12 @@ from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.loop import decode
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
+from fastdllm.models.config import ModelConfig
 from fastdllm.models.transformer import Transformer
 from fastdllm.sampling import Sampling
 from fastdllm.text import Text, load_text
 
+HALVES = (torch.bfloat16, torch.float16)
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,17 +57,19 @@ class Engine:
         Raises:
             OptionError: an id is outside the vocabulary, or texts came without a tokenizer or template.
         """
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not all(isinstance(p, str) for p in given):
-            return [self._checked(i, p) for i, p in enumerate(given)]
-        if not given:
+        given: list[object] = [prompts] if isinstance(prompts, str) else list(prompts)
+        if all(isinstance(p, str) for p in given):
+            given = [*self._encode_texts([str(p) for p in given], chat)]
+        return [self._checked(i, p) for i, p in enumerate(given)]
+
+    def _encode_texts(self, texts: list[str], chat: bool | None) -> list[list[int]]:
+        if not texts:
             return []
         if self.text is None:
             raise OptionError(f"{self.name} has no tokenizer; give prompts as lists of token ids.")
-        text, texts = self.text, [str(p) for p in given]
-        if text.has_chat_template if chat is None else chat:
-            return [text.encode_chat([{"role": "user", "content": p}]) for p in texts]
-        return [text.encode(p) for p in texts]
+        if self.text.has_chat_template if chat is None else chat:
+            return [self.text.encode_chat([{"role": "user", "content": p}]) for p in texts]
+        return [self.text.encode(p) for p in texts]
 
     def _checked(self, index: int, prompt: object) -> list[int]:
         try:
@@ -223,10 +227,14 @@ def load(
     where = choose_device(device)
     config = read_config(folder)
     text = load_text(folder)
-    if text is not None:
-        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *text.turn_end_ids()))))
+    config = replace(config, eos_ids=end_ids(config, text))
     model = load_weights(folder, config, choose_dtype(dtype, folder, where), where)
     return Engine(model, text, name=str(source))
+
+
+def end_ids(config: ModelConfig, text: Text | None) -> tuple[int, ...]:
+    """Ids that end an answer: the configuration's, and the turn ends that the tokenizer knows."""
+    return tuple(dict.fromkeys((*config.eos_ids, *(text.turn_end_ids() if text else ()))))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -241,17 +249,17 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def fast_at_halves(device: torch.device) -> bool:
+def fast_at(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether 16-bit products are faster than float32 ones: on GPUs, and on CPUs with instructions for bfloat16."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name for it yet
-    return device.type != "cpu" or bool(known and known())
+    return device.type != "cpu" or (dtype == torch.bfloat16 and bool(known and known()))
 
 
 def choose_dtype(dtype: str | torch.dtype, folder: Path, device: torch.device) -> torch.dtype:
     """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it."""
     if dtype == "auto":
         stored = stored_dtype(folder)
-        return stored if stored in DTYPES.values() and fast_at_halves(device) else torch.float32
+        return stored if stored in HALVES and fast_at(stored, device) else torch.float32
     for name, value in DTYPES.items():
         if dtype in (name, value):
             return value

@@ -49,10 +49,11 @@ class KVStore:
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def keep(self, batch: Sequence[int]) -> None:
-        """Drop every batch row that is not in ``batch``."""
-        if len(batch) != self._keys.shape[1]:
-            index = torch.tensor(batch, dtype=torch.long, device=self._keys.device)
-            self._keys, self._values = self._keys[:, index], self._values[:, index]
+        """Drop every batch row that is not in ``batch`` (ascending). Rows move up in place: no second store is made."""
+        for to, row in enumerate(batch):
+            if to != row:
+                self._keys[:, to], self._values[:, to] = self._keys[:, row], self._values[:, row]
+        self._keys, self._values = self._keys[:, : len(batch)], self._values[:, : len(batch)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdllm.caches import CachePolicy, Plan
-from fastdllm.canvas import Canvas, StepEvent
+from fastdllm.canvas import Canvas, StepEvent, to_device
 from fastdllm.decoders import Decoder
 from fastdllm.kv import KVStore
 from fastdllm.models.transformer import Transformer
@@ -38,8 +38,10 @@ def decode(
         logits = block_logits(model, canvas, plan, slots, store)
         if cfg_scale:
             logits = guide(logits, block_logits(model, canvas.without_prompt(), plan, slots, None), cfg_scale)
-        prediction = propose(logits, slots, slots < canvas.width, sampling, region.nfe, canvas.mask_id)
-        event = canvas.apply(decoder.step(region, prediction), plan.counts, step)
+        nfe = to_device(region.nfe, canvas.device)
+        prediction = propose(logits, slots, slots < canvas.width, sampling, nfe, canvas.mask_id)
+        rows_computed = plan.counts * (2 if cfg_scale else 1)
+        event = canvas.apply(decoder.step(region, prediction), rows_computed, step)
         alive = canvas.unfinished()
         if len(alive) < len(canvas):
             canvas.keep(alive)
@@ -69,8 +71,7 @@ def block_logits(model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, 
     hidden = torch.empty(0)
     for group in plan.groups():
         width = int(plan.counts[group].max())
-        rows = plan.rows[group, :width].to(slots.device)
-        group = group.to(slots.device)
+        rows, group = to_device(plan.rows[group, :width], slots.device), to_device(group, slots.device)
         out = run_rows(model, canvas, group, rows, store)
         found = torch.searchsorted(rows, sources[group]).clamp(max=width - 1)
         out = out.gather(1, found[..., None].expand(*found.shape, out.shape[-1]))

@@ -1,7 +1,8 @@
 """How much memory a generation needs, from the shape of the model alone.
 
-Weights, key/value store and logits are exact: they are what :class:`fastdllm.models.transformer.Transformer`,
-:class:`fastdllm.kv.KVStore` and the sampler allocate. Activations are an estimate of the largest layer's.
+Weights and key/value store are exact: what :class:`fastdllm.models.transformer.Transformer` and
+:class:`fastdllm.kv.KVStore` allocate. Logits are those of greedy decoding; a temperature, top_p or top_k needs
+several times as much for noise and sorting. Activations are an estimate of the largest layer's.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def memory(
 ) -> Memory:
     """Bytes for a batch of canvases of ``prompt_length + gen_length`` slots.
 
-    Logits are those of one pass: a block's rows in the model's dtype and, beside it, the float32 copy
-    that confidences are computed from. Activations are the wider of attention (states, queries, keys,
-    values, and rotation in float32) and feed-forward (states, gate, up and their product), for every
-    slot of the canvas, as in a pass that opens a block.
+    Logits are those of one pass: a block's rows in the model's dtype, the float32 copy that confidences
+    are computed from where that is another, and the float32 exponentials of the logsumexp. Activations
+    are the wider of attention (states, queries, keys, values, and rotation in float32) and feed-forward
+    (states, gate, up and their product), for every slot of the canvas, as in a pass that opens a block.
 
     Args:
         itemsize: bytes of a number in the model's dtype.
@@ -58,7 +59,7 @@ def memory(
     return Memory(
         weights=parameters(config) * itemsize,
         kv_store=2 * config.num_layers * batch_size * kv_width * (length + 1) * itemsize,
-        logits=batch_size * block * config.vocab_size * (itemsize + FLOAT32),
+        logits=batch_size * block * config.vocab_size * (itemsize + FLOAT32 * (1 + (itemsize != FLOAT32))),
         activations=batch_size * length * max(attention, feed_forward),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 from fastdllm.errors import OptionError
 
 _MASK32 = 0xFFFFFFFF
+HOTTEST = 1e6
 ALGS = ("maskgit_plus", "topk_margin", "entropy", "random")
 
 
@@ -95,13 +97,13 @@ class Sampling:
         Raises:
             OptionError: an option is out of range or the seeds are not one for each row.
         """
-        if not 0.0 <= temperature < float("inf"):
-            raise OptionError(f"temperature={temperature} must be a number of 0 or more.")
+        if not 0.0 <= temperature <= HOTTEST:
+            raise OptionError(f"temperature={temperature} must be from 0 to {HOTTEST:g}.")
         if top_p is not None and not 0.0 < top_p <= 1.0:
             raise OptionError(f"top_p={top_p} must be above 0 and at most 1.")
-        if top_k is not None and top_k < 1:
-            raise OptionError(f"top_k={top_k} must be 1 or more.")
-        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        if top_k is not None and not 1 <= top_k < 2**31:
+            raise OptionError(f"top_k={top_k} must be from 1 to {2**31 - 1}.")
+        seeds = [index(s) for s in seed] if isinstance(seed, Sequence) else [index(seed)] * batch
         if len(seeds) != batch:
             raise OptionError(
                 f"seed has {len(seeds)} entries for {batch} prompts; give one number, or one for each prompt."
@@ -119,12 +121,12 @@ class Sampling:
 
     def keep(self, batch: Sequence[int]) -> Sampling:
         """The rows in ``batch`` alone."""
-        index = torch.tensor(batch, dtype=torch.long, device=self.seed.device)
+        kept = torch.tensor(batch, dtype=torch.long, device=self.seed.device)
         return Sampling(
-            temperature=self.temperature[index],
-            top_p=self.top_p[index],
-            top_k=self.top_k[index],
-            seed=self.seed[index],
+            temperature=self.temperature[kept],
+            top_p=self.top_p[kept],
+            top_k=self.top_k[kept],
+            seed=self.seed[kept],
             noisy=self.noisy,
             filtered=self.filtered,
         )
@@ -172,16 +174,19 @@ def check_alg(alg: str) -> None:
 def _filter(logits: Tensor, sampling: Sampling) -> Tensor:
     """Drop what top_p and top_k exclude; the likeliest token always stays.
 
+    Confidences are those of what is left, at temperature 0 too: the smaller the nucleus, the more slots
+    pass a threshold. That is Dream's sampler, and what thresholds published with a top_p mean.
+
     As Dream's sampler: a token goes when the tokens before it already hold more than ``top_p``
     of the (tempered) probability, then when it is below the ``top_k``-th. Ties at ``top_k`` stay.
     """
     tempered = torch.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, None, None]
-    ordered, index = (logits / tempered).sort(dim=-1, descending=True, stable=True)
+    ordered, tokens = (logits / tempered).sort(dim=-1, descending=True, stable=True)
     p = F.softmax(ordered, dim=-1)
     before = p.cumsum(-1) - p
     drop = (before > sampling.top_p[:, None, None]) & (sampling.top_p < 1)[:, None, None]
     drop[..., 0] = False
-    logits = logits.masked_fill(drop.scatter(-1, index, drop), float("-inf"))
+    logits = logits.masked_fill(drop.scatter(-1, tokens, drop), float("-inf"))
     rank = torch.where(sampling.top_k > 0, sampling.top_k, logits.shape[-1]).clamp(max=logits.shape[-1]) - 1
     least = logits.sort(dim=-1, descending=True).values.gather(-1, rank[:, None, None].expand(*logits.shape[:2], 1))
     return logits.masked_fill(logits < least, float("-inf"))
@@ -200,7 +205,7 @@ def propose(
         positions: canvas positions (B, M).
         candidate: (B, M), False for padding.
         sampling: options of each row.
-        nfe: passes of each row so far, (B,).
+        nfe: passes of each row so far, (B,) on the device.
         mask_id: the id that is forbidden.
     """
     logits = logits.float()
@@ -209,7 +214,7 @@ def propose(
     logits -= logits.amax(-1, keepdim=True)
     if sampling.filtered:
         logits = _filter(logits, sampling)
-    noise = Noise(sampling.seed, nfe.to(logits.device))
+    noise = Noise(sampling.seed, nfe)
     drawn = logits
     if sampling.noisy:
         drawn = logits + sampling.temperature[:, None, None] * noise.token_gumbel(positions, logits.shape[-1])

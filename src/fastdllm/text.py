@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 
 TRACES = ("vocab.json", "merges.txt", "tokenizer.model", "tokenizer_config.json")
 
-BREAK = "\ue000"  # private use; marks a special token's spelling inside a message while the template is rendered
+BREAKS = [chr(code) for code in range(0xE000, 0xF900)]  # private use: one breaks up a special token's spelling
 
 
 class Text:
@@ -56,7 +56,7 @@ class Text:
             parse_special: read ``<|eot_id|>`` and the like as tokens, for text that a program rendered
                 from a template; otherwise they are the user's characters.
         """
-        if parse_special or not self._special.search(text):
+        if parse_special or not self._special.search(_valid(text)):
             return list(self.tokenizer.encode(text))
         return self._literal.encode(text).ids
 
@@ -70,17 +70,19 @@ class Text:
             CheckpointError: the checkpoint has no chat template.
             OptionError: the template refuses the messages (roles that do not alternate, for example).
         """
-        marked = [{key: self._special.sub(_broken, value) for key, value in turn.items()} for turn in messages]
-        rendered = self.render_chat(marked)
-        if BREAK not in rendered:
-            return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+        said = "".join(_valid(value) for turn in messages for value in turn.values())
+        if not self._special.search(said):
+            return list(self.tokenizer.encode(self.render_chat(messages), add_special_tokens=False))
+        gap = next(character for character in BREAKS if character not in said)
+        broken = [{k: self._special.sub(partial(_broken, gap), v) for k, v in turn.items()} for turn in messages]
+        rendered = self.render_chat(broken)
         # Some message spells a special token: cut at the template's own ones, and take the rest as characters.
         ids, start = [], 0
         for match in self._special.finditer(rendered):
-            ids += self._characters(rendered[start : match.start()])
+            ids += self._characters(rendered[start : match.start()].replace(gap, ""))
             ids.append(self._added[match.group()])
             start = match.end()
-        return ids + self._characters(rendered[start:])
+        return ids + self._characters(rendered[start:].replace(gap, ""))
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The conversation as one text, ending where the assistant's next turn begins.
@@ -109,7 +111,7 @@ class Text:
         return tuple(self._added[name] for name in TURN_ENDS if name in self._added)
 
     def _characters(self, text: str) -> list[int]:
-        return self._literal.encode(text.replace(BREAK, ""), add_special_tokens=False).ids
+        return self._literal.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _literal(self) -> Tokenizer:
@@ -227,6 +229,15 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _broken(match: re.Match[str]) -> str:
-    """The spelling with a BREAK after its first character, so that it is no token."""
-    return match.group()[0] + BREAK + match.group()[1:]
+def _broken(gap: str, match: re.Match[str]) -> str:
+    """The spelling with a gap after its first character, so that it is no token."""
+    return match.group()[0] + gap + match.group()[1:]
+
+
+def _valid(text: str) -> str:
+    """The text, if every tokenizer can take it: half a surrogate pair is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OptionError(f"the prompt has {text[error.start]!a} at {error.start}, which is no character.") from None
+    return text

@@ -14,12 +14,15 @@ from typer.core import TyperGroup
 
 import fastdllm
 from fastdllm.cli.chat import chat
-from fastdllm.cli.console import quiet_libraries
+from fastdllm.cli.console import BROKEN_PIPE, INTERRUPTED, quiet_libraries
 from fastdllm.cli.generate import generate
 from fastdllm.cli.info import info
 from fastdllm.errors import FastdllmError
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+OUT_OF_MEMORY = (
+    "there is not enough memory; give a smaller --batch-size, --gen-length or --block-length, or another "
+    "--dtype (fastdllm info says what is needed)."
+)
 
 
 class Commands(TyperGroup):
@@ -39,9 +42,19 @@ class Commands(TyperGroup):
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise _failed(f"{what}.") from None
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise _failed(OUT_OF_MEMORY) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Torch has a class of its own for this on GPUs; on CPUs it is a RuntimeError with these words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _failed(message: str) -> typer.Exit:

@@ -47,8 +47,7 @@ def legend(passes: int) -> Text:
 def canvas_text(engine: Engine, draft: Draft) -> Text:
     """The slots of an answer as they stand; of a finished one, those up to its first end token."""
     config, text = engine.config, Text()
-    ends = [at for at, token in enumerate(draft.canvas) if token in config.eos_ids]
-    first_end = ends[0] if ends else draft.gen_length
+    first_end = draft.first_end(config.eos_ids)
     for at, piece in enumerate(pieces(engine, draft.canvas)):
         if draft.finish_reason and at > first_end:
             break

@@ -99,7 +99,8 @@ class Conversation:
                     live.update(frame(generation, event), refresh=True)
         (completion,) = generation.completions
         console.print(Text(printable(completion.text.strip())), soft_wrap=True)
-        note(one_line(self.engine, completion, self.options) if completion.tokens else EMPTY)
+        timed = not console.is_terminal
+        note(one_line(self.engine, completion, self.options, timed=timed) if completion.tokens else EMPTY)
         return completion.text
 
 
@@ -132,7 +133,10 @@ def _say(conversation: Conversation, message: str) -> None:
 def _read(terminal: bool) -> str:
     """The next message; ``/exit`` at the end of the input."""
     if not terminal:
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise OptionError(f"standard input is not UTF-8 text ({error.reason}).") from None
         return line.strip() if line else EXIT
     while True:
         try:

@@ -9,6 +9,7 @@ import warnings
 from rich.console import Console
 from rich.text import Text
 
+INTERRUPTED, BROKEN_PIPE = 130, 141  # exit codes, as shells give them
 CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 

@@ -22,7 +22,7 @@ Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt
 File = Annotated[Path | None, typer.Option(metavar="FILE", help="Read the prompt, or with a .jsonl name many.")]
 Jsonl = Annotated[bool, typer.Option("--jsonl", help='Many: {"prompt": ..., "id": ...} a line.')]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Results of many; run again to continue.")]
-BatchSize = Annotated[int, typer.Option(metavar="N", help="Prompts run together, of many.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts run together, of many.")]
 Chat = Annotated[
     bool | None, typer.Option("--chat/--raw", help="With the chat template, or without [default: if any].")
 ]
@@ -70,7 +70,7 @@ class Request:
         """The prompt's text, less the line break that ends a file."""
         if self.prompt is not None:
             return self.prompt
-        if self.file is None and sys.stdin.isatty():
+        if self.file is None and (sys.stdin is None or sys.stdin.isatty()):
             raise OptionError("there is no prompt; give one as the argument, with --file, or on standard input.")
         try:
             text = sys.stdin.read() if self.file is None else self.file.read_text(encoding="utf-8")

@@ -79,31 +79,26 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
 
 
 def _shape(config: ModelConfig, text: Text | None, folder: Path) -> list[tuple[str, str]]:
+    from fastdllm.engine import end_ids
     from fastdllm.memory import parameters
-    from fastdllm.models.checkpoint import stored_dtype
 
     heads = f"{config.num_heads} heads of {config.head_dim}, {config.num_kv_heads} for keys and values"
     tied = "tied" if config.tie_embeddings else "separate head"
     return [
         ("folder", str(folder)),
         ("family", config.family),
-        ("parameters", f"{parameters(config):,}, stored as {str(stored_dtype(folder)).removeprefix('torch.')}"),
+        ("parameters", f"{parameters(config):,}"),
         ("layers", str(config.num_layers)),
         ("width", f"{config.hidden_size}, feed-forward {config.intermediate_size}"),
         ("attention", heads),
         ("vocabulary", f"{config.vocab_size:,} ({tied})"),
         ("mask id", _named([config.mask_id], text)),
-        ("end ids", _named(_ends(config, text), text)),
+        ("end ids", _named(list(end_ids(config, text)), text)),
         ("pad id", _named([config.pad_id], text)),
         ("max length", f"{config.max_length} positions, prompt and answer together"),
         ("tokenizer", "yes" if text else "no"),
         ("chat template", "yes" if text and text.has_chat_template else "no"),
     ]
-
-
-def _ends(config: ModelConfig, text: Text | None) -> list[int]:
-    """End ids as :func:`fastdllm.load` has them: the configuration's and the tokenizer's."""
-    return list(dict.fromkeys((*config.eos_ids, *(text.turn_end_ids() if text else ()))))
 
 
 def _named(ids: list[int], text: Text | None) -> str:

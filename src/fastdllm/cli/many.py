@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fastdllm.cli.console import note, stderr
+from fastdllm.cli.console import INTERRUPTED, note, stderr
 from fastdllm.cli.options import ModelChoice, uses_template
 from fastdllm.cli.prompts import Entry, read_entries
 from fastdllm.cli.results import Results, open_results
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from fastdllm.completion import Completion
     from fastdllm.engine import Engine, Generation
 
-INTERRUPTED = 130
-
 
 @dataclass
 class Tally:
     """Sums over the answers of this run."""
 
     answers: int = 0
+    empty: int = 0
     tokens: int = 0
     passes: int = 0
 
     def add(self, completion: Completion) -> None:
-        self.answers, self.tokens, self.passes = (
-            self.answers + 1, self.tokens + len(completion.tokens), self.passes + completion.nfe
-        )  # fmt: skip
+        self.answers += 1
+        self.empty += not completion.tokens
+        self.tokens += len(completion.tokens)
+        self.passes += completion.nfe
 
 
 def answer_many(request: Request, choice: ModelChoice, text: str, options: GenerationOptions) -> None:
@@ -60,6 +60,8 @@ def answer_many(request: Request, choice: ModelChoice, text: str, options: Gener
         began = time.perf_counter()
         tally = _run(generation, [entries[i] for i in at], results, total=len(entries))
         seconds = time.perf_counter() - began
+    if tally.empty:
+        note(f"warning: {tally.empty} of {tally.answers} answers are empty; a temperature above 0 may help")
     if tally.passes:
         speed = f"TPF {tally.tokens / tally.passes:.2f} · {tally.tokens / seconds:.1f} tokens/s"
         how = f"{strategy(options)} · {machine(engine)} · batch_size {request.batch_size}"

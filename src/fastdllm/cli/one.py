@@ -39,10 +39,11 @@ class Task:
         return self.engine.start([self.prompt], **self.options)
 
     def run(self) -> Generation:
-        """The finished generation, its events written to the trace."""
+        """The finished generation. Its trace is written afterwards, so that writing does not count as decoding."""
         generation = self.start()
+        events = list(generation)
         with trace_file(self.trace, self.header(generation)) as write:
-            for event in generation:
+            for event in events:
                 write(event)
         return generation
 

@@ -29,7 +29,7 @@ def resolve(source: str, revision: str | None = None, *, weights: bool = True) -
     Raises:
         CheckpointError: there is no such checkpoint, or the hub does not give it.
     """
-    folder = EMBEDDED.get(source, Path(source).expanduser())
+    folder = EMBEDDED.get(source) or _expanded(source)
     if source in EMBEDDED or folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source!r} is a local checkpoint; revision {revision!r} needs a hub id.")
@@ -42,6 +42,13 @@ def resolve(source: str, revision: str | None = None, *, weights: bool = True) -
         known = ", ".join(EMBEDDED)
         raise CheckpointError(f"{source!r} is neither {known}, nor a folder, nor a hub id such as 'owner/name'.")
     return _download(source, revision, WANTED if weights else [kind for kind in WANTED if kind != "*.safetensors"])
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(source)
 
 
 def _download(source: str, revision: str | None, wanted: list[str]) -> Path:

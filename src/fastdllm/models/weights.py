@@ -70,19 +70,22 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype in which most of the weights of ``folder`` are stored.
 
-    Where the weights have not been fetched, it is what config.json says of them.
+    Where the weights are not there, or not all, it is what config.json says of them.
 
     Raises:
         CheckpointError: the files are missing or damaged, or that dtype is not a float of 16 bits or more.
     """
-    if not any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
+    try:
+        stored = list_tensors(folder)
+    except CheckpointError:
         raw = Fields.read(folder / "config.json").raw
         said = raw.get("torch_dtype") or raw.get("dtype")
         for dtype in DTYPES.values():
             if str(dtype) == f"torch.{said}":
                 return dtype
+        raise
     sizes: Counter[str] = Counter()
-    for tensor in list_tensors(folder).values():
+    for tensor in stored.values():
         sizes[tensor.dtype] += prod(tensor.shape)
     name = max(sizes, key=sizes.__getitem__, default="nothing")
     if name not in DTYPES:
