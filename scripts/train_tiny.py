@@ -4,7 +4,8 @@
 
 Resumes from DIR/state.pt when that exists. LLaDA masks the answer at random (arXiv 2502.09992,
 section 2.2); decoding visits other states, so most sequences here are masked as a decoder would
-have left them: everything right of a frontier, or the hard tokens last.
+have left them: everything right of a frontier, or the hard tokens last. The last steps alternate
+with blocks seen through a dual cache, whose stale keys and values a plain run never meets.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from word_problems import Problem, problems
 
 LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
 TOKENS_PER_STEP = 4096
+LAST_RATE, LAST_LENGTH = 0.2, 128  # of the steps that train on what caches leave
 NEAR = 8  # how many tokens right of a frontier count for much
 NEAR_WEIGHT, FAR_WEIGHT, PAD_WEIGHT = 0.5, 0.05, 0.1
 FRONTIER, BLOCKWISE, HARD_LAST = 0.65, 0.82, 0.93  # kinds of row, as cumulative shares
@@ -74,15 +76,14 @@ class Batches:
         self.rng.shuffle(sums)
         return self.tokenizer.encode(" " + ". ".join(sums) + ".").ids[:length]
 
-    def next(self, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def next(self, length: int, *, drills: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens (B, T), prompt lengths (B,), answer lengths (B,), where results stand (B, T).
 
         Rows of sums come first and have no prompt.
         """
         rows = TOKENS_PER_STEP // length
-        drills = int(DRILLS * rows)
-        pairs = [([], self.drill(length)) for _ in range(drills)]
-        pairs += self.encode([next(self.stream) for _ in range(rows - drills)])
+        pairs = [([], self.drill(length)) for _ in range(int(DRILLS * rows) if drills else 0)]
+        pairs += self.encode([next(self.stream) for _ in range(rows - len(pairs))])
         tokens = torch.full((len(pairs), length), self.eos)
         for row, (question, answer) in enumerate(pairs):
             text = torch.tensor((question + answer)[:length])
@@ -174,66 +175,121 @@ def initialise(model: Transformer) -> None:
             torch.nn.init.normal_(parameter, std=scale)
 
 
-def train(out: Path, steps: int, layers: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    tokenizer = save(out)
-    model = Transformer(model_config(tokenizer, layers))
-    initialise(model)
-    optimisers = optimizers(model)
-    batches, step, state = Batches(tokenizer, seed), 0, out / "state.pt"
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
-        step = saved["step"]
-        batches = Batches(tokenizer, seed + step)
-    stream = problems(999_983, held_out=True)  # validation; the published problems have another seed
-    watched = batches.encode([next(stream) for _ in range(100)])
-    bases = [group["lr"] for o in optimisers for group in o.param_groups] if step == 0 else [4e-3, 2e-3]
-    compiled = torch.compile(model, dynamic=False)
-    rng, began, seen, losses = random.Random(seed + step), time.time(), 0, []
-    while step < steps:
-        length = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
-        for base, group in zip(bases, (g for o in optimisers for g in o.param_groups), strict=True):
-            group["lr"] = base * rate_at(step, steps)
-        tokens, prompts, answers, results = batches.next(length)
-        masked, weight = corrupt(tokens, prompts, answers, results, batches.hard)
+class OpenedBlock:
+    """Keys and values as a dual cache holds them: those of the pass that opened the block, its own rows fresh."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Tensor, Tensor]] = []
+        self.rows: Tensor | None = None
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rows is None:
+            self.held.append((keys, values))
+            return keys, values
+        index = self.rows[:, None, :, None].expand_as(keys)
+        old_keys, old_values = self.held[layer]
+        return old_keys.scatter(2, index, keys), old_values.scatter(2, index, values)
+
+
+class Trainer:
+    """The run: its network, optimisers, data and place; ``state.pt`` holds what it needs to go on."""
+
+    def __init__(self, out: Path, steps: int, cached_steps: int, layers: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        tokenizer = save(out)
+        self.steps, self.total, self.state, self.step = steps, steps + cached_steps, out / "state.pt", 0
+        self.model = Transformer(model_config(tokenizer, layers))
+        initialise(self.model)
+        self.optimisers = optimizers(self.model)
+        self.peaks = [group["lr"] for optimiser in self.optimisers for group in optimiser.param_groups]
+        if self.state.exists():
+            saved = torch.load(self.state, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            for optimiser, values in zip(self.optimisers, saved["optimisers"], strict=True):
+                optimiser.load_state_dict(values)
+            self.step = saved["step"]
+        self.batches, self.rng = Batches(tokenizer, seed + self.step), random.Random(seed + self.step)
+        stream = problems(999_983, held_out=True)  # validation; the published problems have another seed
+        self.watched = self.batches.encode([next(stream) for _ in range(100)])
+        self.compiled = torch.compile(self.model, dynamic=False)
+
+    def run(self) -> None:
+        began, seen, losses = time.time(), 0, []
+        while self.step < self.total:
+            rate = rate_at(self.step, self.steps)
+            if self.step >= self.steps:
+                rate = LAST_RATE * (self.total - self.step) / (self.total - self.steps)
+            loss, tokens = self.cached_loss() if self.step >= self.steps and self.step % 2 else self.plain_loss()
+            self.update(loss, rate)
+            losses.append(loss.item())
+            self.step, seen = self.step + 1, seen + tokens
+            if self.step % 100 == 0 or self.step == self.total:
+                mean, speed = sum(losses) / len(losses), seen / (time.time() - began)
+                record = {"step": self.step, "loss": round(mean, 4), "tokens_per_s": round(speed)}
+                print(json.dumps(record | probe(self.model, self.batches, self.watched)), flush=True)
+                self.keep()
+                losses = []
+
+    def plain_loss(self) -> tuple[Tensor, int]:
+        """Loss of one batch of whole canvases, and how many tokens that was."""
+        length = self.rng.choices(list(LENGTHS), list(LENGTHS.values()))[0] if self.step < self.steps else LAST_LENGTH
+        tokens, prompts, answers, results = self.batches.next(length)
+        masked, weight = corrupt(tokens, prompts, answers, results, self.batches.hard)
         with torch.autocast("cpu", torch.bfloat16):
-            noisy = tokens.masked_fill(masked, batches.mask)
-            logits = model.logits(compiled(noisy, torch.arange(length).expand_as(tokens)))
-        loss = F.cross_entropy(logits[masked].float(), tokens[masked], reduction="none")
-        loss = (loss * weight[masked]).sum() / weight.sum()
+            noisy = tokens.masked_fill(masked, self.batches.mask)
+            logits = self.model.logits(self.compiled(noisy, torch.arange(length).expand_as(tokens)))
+        return weighted(logits[masked], tokens[masked], weight[masked]), tokens.numel()
+
+    def cached_loss(self) -> tuple[Tensor, int]:
+        """Loss of blocks whose rows see the rest of the canvas as the pass that opened the block left it."""
+        tokens, prompts, answers, _ = self.batches.next(LAST_LENGTH, drills=False)
+        size = self.rng.choice((8, 16, 32))
+        start = prompts + (torch.rand(len(prompts)) * (answers + 1) / size).long() * size
+        rows = (start[:, None] + torch.arange(size)).clamp(max=LAST_LENGTH - 1)
+        clean = tokens.gather(1, rows)
+        order = torch.rand(clean.shape) + 0.4 * torch.rand(len(clean), 1) * self.batches.hard[clean]
+        masked = order.argsort(1, descending=True).argsort(1) < (torch.rand(len(clean), 1) * size).ceil()
+        opened, place = OpenedBlock(), torch.arange(LAST_LENGTH).expand_as(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                self.model(tokens.masked_fill(place >= start[:, None], self.batches.mask), place, None, opened)
+            opened.rows = rows
+            hidden = self.model(clean.masked_fill(masked, self.batches.mask), rows, None, opened)
+            logits = self.model.logits(hidden)
+        weight = torch.where(rows - prompts[:, None] > answers[:, None], PAD_WEIGHT, 1.0)
+        return weighted(logits[masked], clean[masked], weight[masked]), tokens.numel()
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        for peak, group in zip(self.peaks, groups, strict=True):
+            group["lr"] = peak * rate
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        step, seen = step + 1, seen + tokens.numel()
-        losses.append(loss.item())
-        if step % 200 == 0 or step == steps:
-            record = {
-                "step": step,
-                "loss": round(sum(losses) / len(losses), 4),
-                "tokens_per_s": round(seen / (time.time() - began)),
-            }
-            losses = []
-            print(json.dumps(record | probe(model, batches, watched)), flush=True)
-            torch.save(
-                {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step},
-                state.with_suffix(".new"),
-            )
-            state.with_suffix(".new").replace(state)
+
+    def keep(self) -> None:
+        unfinished = self.state.with_suffix(".new")
+        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
+        torch.save({"model": self.model.state_dict(), "optimisers": optimisers, "step": self.step}, unfinished)
+        unfinished.replace(self.state)
+
+
+def weighted(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy (N, V) against (N,), averaged with weights (N,)."""
+    return (F.cross_entropy(logits.float(), targets, reduction="none") * weight).sum() / weight.sum()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--cached-steps", type=int, default=1000, help="last steps, half of them as a dual cache sees")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    train(args.out, args.steps, args.layers, args.seed)
+    Trainer(args.out, args.steps, args.cached_steps, args.layers, args.seed).run()
 
 
 if __name__ == "__main__":
