@@ -22,7 +22,7 @@ WITHOUT_WEB_FONTS = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT,
 def picture() -> None:
     console = Console(record=True, width=88, force_terminal=True, color_system="truecolor", highlight=False)
     compare.stdout = lambda: console  # type: ignore[assignment]
-    options = ["--gen-length", "64", "--block-length", "16", "--dtype", "float32"]
+    options = ["--gen-length", "64", "--block-length", "8"]
     app(["generate", "--compare", *options, QUESTION], standalone_mode=False)
     OUT.write_text(console.export_svg(title="fastdllm generate --compare", code_format=WITHOUT_WEB_FONTS))
 

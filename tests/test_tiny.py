@@ -36,13 +36,13 @@ def test_it_is_small_and_its_problems_are_held_out():
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_it_solves_problems_it_has_not_seen(tiny, cache, decoder):
     some = PROBLEMS[:40]
-    options = {"gen_length": 64, "block_length": 16, "cache": cache, "decoder": decoder}
+    options = {"gen_length": 64, "block_length": 8, "cache": cache, "decoder": decoder}
     done = tiny.generate([p["question"] for p in some], **options)
     solved = sum(right(c, p["answer"]) for c, p in zip(done, some, strict=True))
-    assert solved >= 30
+    assert solved >= 36
     assert all(c.finish_reason == "stop" for c in done)
     if decoder != "topk:k=1":
-        assert sum(len(c.tokens) for c in done) > 2 * sum(c.nfe for c in done)
+        assert sum(len(c.tokens) for c in done) > 3 * sum(c.nfe for c in done)
 
 
 def test_a_text_prompt_streams_and_answers(tiny):
