@@ -31,7 +31,7 @@ DECODERS = (
     "threshold:threshold=0.95", "threshold:threshold=0.9", "threshold:threshold=0.8",
     "threshold:threshold=0.7", "threshold:threshold=0.5", "factor:factor=1.0",
 )  # fmt: skip
-GEN_LENGTH, BLOCK_LENGTH, BATCH, TIMED, ROUNDS = 64, 8, 25, 10, 3
+GEN_LENGTH, BLOCK_LENGTH, BATCH, TIMED, ROUNDS = 64, 8, 25, 5, 3
 
 
 def final_number(text: str) -> str | None:
