@@ -109,11 +109,12 @@ def table(record: dict[str, Any]) -> str:
         for cache in CACHES:
             r = record["settings"][f"{cache} {decoder}"]
             low, high = r["interval"]
-            tps = r["tokens_per_second"]
+            tps = r.get("tokens_per_second")
+            speed_text = f"{tps['median']:.0f} ({tps['low']:.0f}-{tps['high']:.0f})" if tps else "not timed"
             lines.append(
                 f"| `{decoder}` | {cache} | {r['accuracy']:.1f} ({low:.1f}-{high:.1f}) | {r['nfe']:.1f} | "
                 f"{r['tokens_per_forward']:.2f} | {r['rows_per_token']:.1f} | "
-                f"{tps['median']:.0f} ({tps['low']:.0f}-{tps['high']:.0f}) |"
+                f"{speed_text} |"
             )
     e = record["environment"]
     lines.append(
