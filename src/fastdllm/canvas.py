@@ -203,10 +203,8 @@ class Canvas:
     def _survey(self) -> Tensor:
         """Slot of the first end token in each answer (T if none) and open slots of its block left of that; (B, 2)."""
         slots = torch.arange(self.width, device=self.device)
-        start, stop, block, end = (
-            to_device(x[:, None], self.device)
-            for x in (self.prompt, self.length, self._block_start(), self._block_end())
-        )
+        bounds = torch.stack([self.prompt, self.length, self._block_start(), self._block_end()])
+        start, stop, block, end = to_device(bounds[..., None], self.device)
         ends = (slots >= start) & (slots < stop) & torch.isin(self.tokens, self._eos_ids)
         first = torch.where(ends, slots, self.width).amin(1, keepdim=True)
         bound = torch.minimum(end, first) if self.stop_at_eos else end

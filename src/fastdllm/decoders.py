@@ -62,9 +62,9 @@ def noise_levels(steps: int, eps: float) -> Tensor:
     return torch.linspace(1, eps, steps + 1)
 
 
-def check_count(name: str, value: int, most: int) -> None:
-    if not 1 <= value <= most:
-        raise OptionError(f"{name}={value} must be from 1 to {most}.")
+def check_count(name: str, value: int) -> None:
+    if not 1 <= value <= MOST:
+        raise OptionError(f"{name}={value} must be from 1 to {MOST}.")
 
 
 def check_steps(steps: int, gen_length: int, block_length: int) -> None:
@@ -92,7 +92,7 @@ class TopK(Ranked):
 
     def __post_init__(self) -> None:
         check_alg(self.alg)
-        check_count("k", self.k, MOST)
+        check_count("k", self.k)
 
     def step(self, region: Region, prediction: Prediction) -> Delta:
         return commit(prediction, rank(prediction.score(self.alg), prediction.candidate) < self.k)
@@ -156,7 +156,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_alg(self.alg)
-        check_count("steps", self.steps, MOST)
+        check_count("steps", self.steps)
         if self.remasking not in ("low_confidence", "random"):
             raise OptionError(f"remasking={self.remasking!r} is not one of low_confidence, random.")
         if self.remasking == "random" and self.alg not in ("maskgit_plus", "random"):
@@ -190,7 +190,7 @@ class Timestep:
     def __post_init__(self) -> None:
         if self.alg != "origin":
             check_alg(self.alg)
-        check_count("steps", self.steps, MOST)
+        check_count("steps", self.steps)
         if not self.alg_temp >= 0:
             raise OptionError(f"alg_temp={self.alg_temp} must be 0 or more.")
         if not 0 < self.eps < 1:
