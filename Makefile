@@ -7,7 +7,7 @@ QUESTION := Mia buys 6 apples at $$4 each and 3 pens at $$5 each. She pays with 
 .PHONY: run test setup tiny measure clean
 
 run: setup
-	@$(BIN)/fastdllm generate --compare --gen-length 64 --block-length 8 "$(QUESTION)"
+	@$(BIN)/fastdllm generate --compare --gen-length 64 --block-length 8 '$(QUESTION)'
 
 test: setup
 	$(BIN)/ruff check .
