@@ -6,30 +6,31 @@ import pytest
 import torch
 
 from fastdllm import OptionError
-from fastdllm.canvas import Region
 from fastdllm.config import describe, parse_decoder
-from fastdllm.sampling import Noise, Prediction
-from toys import FAMILIES, prompts_of, toy_engine
+from fastdllm.sampling import Noise, Prediction, Sampling
+from toys import FAMILIES, open_slots, prompts_of, toy_engine, turn_of
 
 
 def chosen(
     decoder: str, confidence: list[float], *, steps: int = 0, size: int | None = None, seed: int = 0
 ) -> list[int]:
     """Slots that a decoder commits when the proposals have these confidences."""
-    M = len(confidence)
     p = torch.tensor([confidence])
     logits = torch.stack([p.log(), (1 - p).log()], dim=-1)
-    prediction = Prediction(
-        positions=torch.arange(M)[None], candidate=torch.ones(1, M, dtype=torch.bool),
-        tokens=torch.zeros(1, M, dtype=torch.long), confidence=p, logits=logits,
-        noise=Noise(torch.tensor([seed]), torch.tensor([steps])),
+    prediction = prediction_of(logits, p, seed=seed, nfe=steps)
+    turn = turn_of(prediction, size=size, step=steps)
+    return parse_decoder(decoder).step(turn).commit[0].nonzero()[:, 0].tolist()
+
+
+def prediction_of(
+    logits: torch.Tensor, confidence: torch.Tensor | None = None, *, seed: int = 0, nfe: int = 0
+) -> Prediction:
+    """The prediction of open slots 0, 1, ... from logits (1, M, V)."""
+    confidence = logits.softmax(-1).amax(-1) if confidence is None else confidence
+    return Prediction(
+        slots=open_slots(1, logits.shape[1]), tokens=logits.argmax(-1), confidence=confidence, logits=logits,
+        noise=Noise(torch.tensor([seed]), torch.tensor([nfe])), sampling=Sampling.of(1),
     )  # fmt: skip
-    one = torch.ones(1, dtype=torch.long)
-    region = Region(
-        start=0 * one, end=(size or M) * one, first_row=0 * one, prompt=0 * one, length=(size or M) * one,
-        limit=M * one, step=steps * one, masked=M * one, nfe=steps * one,
-    )  # fmt: skip
-    return parse_decoder(decoder).step(region, prediction).commit[0].nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,7 @@ def test_alg_temp_prefers_but_does_not_insist():
 def test_scores_order_as_their_names_say():
     logits = torch.tensor([[[4.0, 3.9, -9.0, -9.0], [3.0, 1.0, 1.0, 1.0], [9.0, 0.0, 0.0, 0.0]]])
     p = logits.softmax(-1)
-    prediction = Prediction(
-        positions=torch.arange(3)[None], candidate=torch.ones(1, 3, dtype=torch.bool), tokens=logits.argmax(-1),
-        confidence=p.amax(-1), logits=logits, noise=Noise(torch.tensor([0]), torch.tensor([0])),
-    )  # fmt: skip
+    prediction = prediction_of(logits)
     margin = p.topk(2).values
     torch.testing.assert_close(prediction.score("topk_margin"), margin[..., 0] - margin[..., 1])
     torch.testing.assert_close(prediction.score("entropy"), (p * p.log()).sum(-1), atol=1e-5, rtol=1e-4)

@@ -105,7 +105,7 @@ def test_an_early_end_saves_passes_and_changes_no_token():
         ([[1]], {"block_length": 0}, "block_length=0 must be 1 or more"),
         ([[1]], {"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ([[1]], {"cache": "paged"}, "cache 'paged' is not one of none, prefix, dual"),
-        ([[1]], {"cache": "dual:size=3"}, "cache 'dual' takes no parameters, not 'size=3'"),
+        ([[1]], {"cache": "none:size=3"}, "cache 'none' takes no parameters, not 'size=3'"),
         ([[1]], {"cfg_scale": -1.0}, "cfg_scale=-1.0 must be a number of 0 or more"),
     ],
 )

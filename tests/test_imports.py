@@ -13,7 +13,7 @@ ROOT = Path(fastdllm.__file__).parent
 # Modules of a tier may import the tiers above it and one another; surfaces never import one another.
 TIERS = (
     ("errors",),
-    ("canvas",),
+    ("canvas", "state"),
     ("kv", "sampling"),
     ("caches", "decoders", "models"),
     ("loop", "memory"),

@@ -12,9 +12,7 @@ from torch import Tensor
 
 import fastdllm.loop as loop
 from fastdllm.caches import Plan
-from fastdllm.canvas import Canvas
-from fastdllm.kv import KVStore
-from fastdllm.models.transformer import Transformer
+from fastdllm.loop import Run
 from toys import FAMILIES, prompts_of, toy_engine
 
 
@@ -43,24 +41,33 @@ class Checked:
         self.oracles: dict[int, StaleStore] = defaultdict(StaleStore)
         self.partial = 0
 
-    def __call__(self, model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, store: KVStore | None) -> Tensor:
-        logits = self.partial_logits(model, canvas, plan, slots, store)
+    def __call__(self, run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor]:
+        logits, known = self.partial_logits(run, plan, slots)
+        model, canvas = run.model, run.canvas
         for b, index in enumerate(canvas.index.tolist()):
             length, oracle = int(canvas.length[b]), self.oracles[index]
             positions = torch.arange(length)[None]
             oracle.planned = torch.isin(positions, plan.rows[b])
-            hidden = model(canvas.tokens[b : b + 1, :length], positions, None, oracle)
-            own = slots[b][slots[b] < canvas.width]
-            expected = model.logits(hidden[0, (own - model.config.shift).clamp(min=0)])
-            torch.testing.assert_close(logits[b, : len(own)], expected, atol=2e-4, rtol=1e-4)
+            visible = None if plan.reach[b] == length else positions < plan.reach[b]
+            hidden = model(canvas.tokens[b : b + 1, :length], positions, visible, oracle)
+            sources = (slots[b] - model.config.shift).clamp(min=0)
+            computed = torch.isin(sources, plan.rows[b]) & (slots[b] < canvas.width)
+            assert known[b].tolist() == computed.tolist()
+            expected = model.logits(hidden[0, sources[computed]])
+            torch.testing.assert_close(logits[b, computed], expected, atol=2e-4, rtol=1e-4)
             self.partial += int(plan.counts[b]) < length
-        return logits
+        return logits, known
 
 
-@settings(max_examples=20, deadline=None)
+STORING = (
+    "prefix", "dual", "prefix:prompt_every=2,suffix_window=3", "dual:prompt_every=3", "dual:suffix_window=0",
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(FAMILIES), st.lists(st.integers(0, 30), min_size=1, max_size=3), st.integers(2, 32),
-    st.integers(2, 24), st.integers(0, 9), st.sampled_from(("prefix", "dual")),
+    st.integers(2, 24), st.integers(0, 9), st.sampled_from(STORING),
     st.sampled_from(("topk:k=1", "threshold:threshold=0.4")), st.booleans(),
 )  # fmt: skip
 def test_partial_pass_is_full_pass_with_stale_keys(family, lengths, gen, block, seed, cache, decoder, stop):

@@ -9,16 +9,13 @@ import torch.nn.functional as F
 from fastdllm import NumericalError, OptionError
 from fastdllm.decoders import Threshold
 from fastdllm.sampling import Noise, Sampling, propose
-from toys import FAMILIES, MASK, prompts_of, toy_engine
+from toys import FAMILIES, MASK, open_slots, prompts_of, toy_engine, turn_of
 
 
 def proposal(logits: torch.Tensor, nfe: int = 0, **options: object):
     B, M, V = logits.shape
-    positions = torch.arange(M).expand(B, M)
     sampling = Sampling.of(B, **options)  # type: ignore[arg-type]
-    return propose(
-        logits.clone(), positions, torch.ones(B, M, dtype=torch.bool), sampling, torch.full((B,), nfe), V - 1
-    )
+    return propose(logits.clone(), open_slots(B, M), sampling, torch.full((B,), nfe), V - 1)
 
 
 def test_gumbel_noise_samples_the_tempered_distribution():
@@ -46,7 +43,7 @@ def test_a_bf16_model_cannot_slip_past_a_threshold():
     got = proposal(logits)
     assert got.confidence[0, 0].item() == pytest.approx(0.8984, abs=2e-3)
     assert bool((got.confidence.to(torch.bfloat16) >= 0.9).all())
-    assert Threshold(threshold=0.9).step(None, got).commit.tolist() == [[True, False, False]]  # type: ignore[arg-type]
+    assert Threshold(threshold=0.9).step(turn_of(got)).commit.tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.5, 0.9, 0.999])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from fastdllm.canvas import Canvas, Slots
+from fastdllm.decoders import Turn
 from fastdllm.engine import Engine
 from fastdllm.models.config import Family, ModelConfig
 from fastdllm.models.transformer import Transformer
+from fastdllm.sampling import Prediction
+from fastdllm.state import RowState
 
 MASK, EOS, EOT, VOCAB = 58, 57, 56, 60
 FAMILIES: tuple[Family, ...] = ("llada", "dream")
@@ -58,6 +64,22 @@ def toy_model(
 
 def toy_engine(family: Family = "llada", layers: int = 3, seed: int = 0, **changes: object) -> Engine:
     return Engine(toy_model(family, layers, seed, **changes), name="toy")
+
+
+def open_slots(batch: int, count: int) -> Slots:
+    """Slots 0, 1, ... of canvases without prompts, all of them open and predicted."""
+    yes, at = torch.ones(batch, count, dtype=torch.bool), torch.arange(count).expand(batch, count)
+    return Slots(positions=at, current=torch.full_like(at, MASK), known=yes, candidate=yes, revisable=~yes)
+
+
+def turn_of(prediction: Prediction, *, size: int | None = None, step: int = 0, logits: Tensor | None = None) -> Turn:
+    """A pass over a canvas without prompt and of one block, of ``size`` slots, for decoders to step on."""
+    batch, count = prediction.positions.shape
+    size = size or count
+    canvas = Canvas([[]] * batch, gen_length=size, block_length=size, mask_id=MASK, eos_ids=[])
+    at = torch.full((batch,), step)
+    region = replace(canvas.region(0), step=at, nfe=at, masked=torch.full_like(at, count))
+    return Turn(canvas, region, prediction, RowState(), lambda: prediction.logits if logits is None else logits)
 
 
 def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:

@@ -27,7 +27,7 @@ FinishReason = Literal["stop", "length"]
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a small host tensor without making the host wait: from pinned memory the copy only joins the queue."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not host.is_cuda:
         return host.pin_memory().to(device, non_blocking=True)
     return host.to(device)
 
@@ -43,6 +43,8 @@ class Region:
     prompt: Tensor
     length: Tensor
     """Prompt and answer together."""
+    block: Tensor
+    """Number of the block in its answer, 0 the first."""
     step: Tensor
     """Passes this row has spent in its block; 0 is the pass that opens it."""
     limit: Tensor
@@ -54,13 +56,36 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Slots that a pass predicts, all (B, M)."""
+
+    positions: Tensor
+    """Canvas positions; padding points one past the canvas."""
+    current: Tensor
+    """Ids that stand there."""
+    known: Tensor
+    """True where the pass computed the row that predicts the slot."""
+    candidate: Tensor
+    """Known open slots of the block: what may be committed."""
+    revisable: Tensor
+    """Known committed slots of the block: what a revising decoder may write again or open."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delta:
-    """A decoder's decision over the candidate slots of a pass, all (B, M); padded slots are never committed."""
+    """A decoder's decision over the slots of a pass, (B, M) unless said otherwise; padded slots are never written."""
 
     positions: Tensor
     tokens: Tensor
     confidence: Tensor
     commit: Tensor
+    """Slots to write; those of a revising decoder may hold a token already."""
+    remask: Tensor
+    """Slots to open again."""
+    hold: Tensor | None = None
+    """Rows (B,) whose block stays open although it has no mask left; None for no row."""
+    rows: Tensor | None = None
+    """Rows (B,) computed for the decision itself, on the host; None for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +97,11 @@ class RowEvent:
     block: int
     rows_computed: int
     positions: tuple[int, ...]
+    """Slots written; by a revising decoder some of them not for the first time."""
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
+    remasked: tuple[int, ...] = ()
+    """Slots opened again."""
     finish_reason: FinishReason | None = None
 
 
@@ -136,13 +164,6 @@ class Canvas:
         """Ids (B, T); slots right of a shorter row's own length are never attended to."""
         return self._tokens[:, : self.width]
 
-    @property
-    def visible(self) -> Tensor | None:
-        """True (B, T) at slots that belong to their row; None when every slot of every row does."""
-        if bool((self.length == self.width).all()):
-            return None
-        return to_device(torch.arange(self.width) < self.length[:, None], self.device)
-
     def _block_start(self) -> Tensor:
         return self.prompt + self.block * self.block_length
 
@@ -158,19 +179,46 @@ class Canvas:
             first_row=(start - shift).clamp(min=0),
             prompt=self.prompt,
             length=self.length,
+            block=self.block,
             step=self.step,
             limit=self.limit,
             masked=self.masked,
             nfe=self.nfe,
         )
 
-    def open_slots(self, region: Region) -> Tensor:
-        """Positions (B, M) of the slots of each row's block that may be decoded, ascending, padded with T."""
-        slots = region.start[:, None] + torch.arange(self.block_length)
-        inside = slots < torch.minimum(region.end, region.limit)[:, None]
-        slots = to_device(slots.masked_fill(~inside, self.width), self.device)
-        taken = self._tokens.gather(1, slots) != self.mask_id
-        return slots.masked_fill(taken, self.width).sort(dim=1).values[:, : int(region.masked.max())]
+    def slots(self, region: Region, *, committed: bool = False, beyond: bool = False) -> Tensor:
+        """Positions (B, M) of the slots of each row's block to predict, ascending, padded with T.
+
+        Those are the open ones up to the limit.
+
+        Args:
+            committed: the block's committed slots up to the limit, too.
+            beyond: the open slots right of the block, too.
+        """
+        until = torch.minimum(region.length if beyond else region.end, region.limit + 1)
+        width = int((region.length - region.start).max()) if beyond else self.block_length
+        slots = region.start[:, None] + torch.arange(width)
+        slots = to_device(slots.masked_fill(slots >= until[:, None], self.width), self.device)
+        if committed and not beyond:
+            return slots
+        left_out = self._tokens.gather(1, slots) != self.mask_id
+        if committed:
+            left_out &= slots >= to_device(region.end[:, None], self.device)
+        most = width if beyond else int(region.masked.max())
+        return slots.masked_fill(left_out, self.width).sort(dim=1).values[:, :most]
+
+    def view(self, positions: Tensor, known: Tensor, region: Region) -> Slots:
+        """What stands at ``positions`` (B, M), and what may be done there; ``known`` as in :class:`Slots`."""
+        current = self._tokens.gather(1, positions)
+        is_open = current == self.mask_id
+        inside = known & (positions < to_device(region.end[:, None], self.device))
+        return Slots(
+            positions=positions,
+            current=current,
+            known=known,
+            candidate=inside & is_open,
+            revisable=inside & ~is_open,
+        )
 
     def at(self, batch: Tensor, positions: Tensor) -> Tensor:
         """Ids (N, R) at ``positions`` (N, R) of the batch rows ``batch`` (N,)."""
@@ -184,20 +232,25 @@ class Canvas:
         return other
 
     def apply(self, delta: Delta, rows_computed: Tensor, step: int) -> StepEvent:
-        """Commit a decoder's decision: the only way tokens change.
+        """Carry out a decoder's decision: the only way tokens change.
 
-        Brings one report (B, 3 + 3M) from the device: first end token, open slots left, whether a
-        confidence is not a number; then position, token and confidence of each slot. float32 holds
-        every id and position exactly, as both are below 2^24.
+        Brings one report (B, 4 + 3M) from the device: first end token, open slots left, whether a
+        confidence is not a number, whether the block is held open; then position, token (the mask id
+        where a slot opens again) and confidence of each slot written. float32 holds every id and
+        position exactly, as both are below 2^24.
         """
-        positions = delta.positions.masked_fill(~delta.commit, self.width)
-        self._tokens.scatter_(1, positions, delta.tokens)
+        written = delta.positions.masked_fill(~(delta.commit | delta.remask), self.width)
+        tokens = delta.tokens.masked_fill(delta.remask, self.mask_id)
+        self._tokens.scatter_(1, written, tokens)
         broken = delta.confidence.isnan().any(1, keepdim=True)
-        report = torch.cat([self._survey(), broken, positions, delta.tokens, delta.confidence], dim=1).float().cpu()
+        hold = torch.zeros_like(broken) if delta.hold is None else delta.hold[:, None]
+        report = torch.cat([self._survey(), broken, hold, written, tokens, delta.confidence], dim=1).float().cpu()
         if bool(report[:, 2].any()):
             raise NumericalError(
                 f"the model's logits for prompt {int(self.index[report[:, 2] > 0][0])} are not numbers."
             )
+        if delta.rows is not None:
+            rows_computed = rows_computed + delta.rows
         return self._advance(report, rows_computed, step)
 
     def _survey(self) -> Tensor:
@@ -214,14 +267,15 @@ class Canvas:
     def _advance(self, report: Tensor, rows_computed: Tensor, step: int) -> StepEvent:
         """Move every row on from the report of a pass."""
         first_end, left = report[:, 0].long(), report[:, 1].long()
-        committed, block = report[:, 3:].unflatten(1, (3, -1)), self.block
-        ended = (first_end < self._block_end()) & (left == 0)
+        written, block = report[:, 4:].unflatten(1, (3, -1)), self.block
+        done = (left == 0) & (report[:, 3] == 0)
+        ended = (first_end < self._block_end()) & done
         if self.stop_at_eos:
             self.limit = first_end
         self.nfe = self.nfe + 1
-        self.block = self.block + (left == 0)
-        self.step = torch.where(left == 0, 0, self.step + 1)
-        self.masked = torch.where(left == 0, self._block_end() - self._block_start(), left)
+        self.block = self.block + done
+        self.step = torch.where(done, 0, self.step + 1)
+        self.masked = torch.where(done, self._block_end() - self._block_start(), left)
         self._finished = self._block_start() >= self.length
         if self.stop_at_eos:
             self._finished |= ended
@@ -231,23 +285,30 @@ class Canvas:
         return StepEvent(
             step=step,
             rows=tuple(
-                self._row_event(b, committed[b], int(block[b]), int(rows_computed[b]), reason)
+                self._row_event(b, written[b], int(block[b]), int(rows_computed[b]), reason)
                 for b, reason in enumerate(reasons)
             ),
         )
 
-    def _row_event(self, b: int, committed: Tensor, block: int, rows: int, reason: FinishReason | None) -> RowEvent:
-        positions, tokens, confidence = committed[:, committed[0] < self.width]
+    def _row_event(self, b: int, written: Tensor, block: int, rows: int, reason: FinishReason | None) -> RowEvent:
+        slots, opened = written[:, written[0] < self.width], written[1] == self.mask_id
+        positions, tokens, confidence = slots[:, slots[1] != self.mask_id]
+        remasked = written[0, opened & (written[0] < self.width)]
         return RowEvent(
             index=int(self.index[b]),
             nfe=int(self.nfe[b]),
             block=block,
             rows_computed=rows,
-            positions=tuple((positions.long() - self.prompt[b]).tolist()),
+            positions=self._slots_of(positions, b),
             tokens=tuple(tokens.long().tolist()),
             confidences=tuple(confidence.tolist()),
+            remasked=self._slots_of(remasked, b),
             finish_reason=reason,
         )
+
+    def _slots_of(self, positions: Tensor, b: int) -> tuple[int, ...]:
+        """Positions counted from the first answer slot."""
+        return tuple((positions.long() - self.prompt[b]).tolist())
 
     def unfinished(self) -> list[int]:
         """Batch rows that still have work to do."""

@@ -82,6 +82,8 @@ class Draft:
         """Take in what one pass did to this row."""
         for at, token, confidence in zip(event.positions, event.tokens, event.confidences, strict=True):
             self.canvas[at], self.committed_at[at], self.confidences[at] = token, event.nfe, confidence
+        for at in event.remasked:
+            self.canvas[at], self.committed_at[at], self.confidences[at] = self.mask_id, 0, 1.0
         self.nfe = event.nfe
         self.rows_computed += event.rows_computed
         self.finish_reason = event.finish_reason

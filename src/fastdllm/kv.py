@@ -31,9 +31,13 @@ class KVStore:
         """Bytes held by keys and values together."""
         return self._keys.nbytes + self._values.nbytes
 
-    def bind(self, batch: Tensor, rows: Tensor) -> BoundStore:
-        """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,)."""
-        return BoundStore(self, batch, rows)
+    def bind(self, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
+        """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,).
+
+        Args:
+            reach: slots from here on are not read.
+        """
+        return BoundStore(self, batch, rows, reach)
 
     def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Overwrite slots ``rows`` (N, R) of batch rows ``batch`` (N,) with ``keys``/``values`` (N, H, R, D)."""
@@ -41,12 +45,12 @@ class KVStore:
         self._keys[layer][index] = keys.transpose(1, 2)
         self._values[layer][index] = values.transpose(1, 2)
 
-    def read(self, layer: int, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, H, T, D) of the batch rows ``batch`` (N,); a view when that is all of them."""
+    def read(self, layer: int, batch: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,); a view when that is all of them."""
         keys, values = self._keys[layer], self._values[layer]
         if len(batch) != keys.shape[0]:
             keys, values = keys[batch], values[batch]
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        return keys[:, :, :reach], values[:, :, :reach]
 
     def keep(self, batch: Sequence[int]) -> None:
         """Drop every batch row that is not in ``batch`` (ascending). Rows move up in place: no second store is made."""
@@ -63,8 +67,23 @@ class BoundStore:
     store: KVStore
     batch: Tensor
     rows: Tensor
+    reach: int
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots (N, H, T, D)."""
+        """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots in reach (N, H, reach, D)."""
         self.store.write(layer, self.batch, self.rows, keys, values)
-        return self.store.read(layer, self.batch)
+        return self.store.read(layer, self.batch, self.reach)
+
+
+@dataclass(frozen=True)
+class ShadowStore:
+    """What rows see that are in no canvas: every slot in reach, as the last pass left it, and one another."""
+
+    store: KVStore
+    batch: Tensor
+    reach: int
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, H, reach + R, D): the stored ones, then those given (N, H, R, D), which are not kept."""
+        held = self.store.read(layer, self.batch, self.reach)
+        return torch.cat((held[0], keys), dim=2), torch.cat((held[1], values), dim=2)

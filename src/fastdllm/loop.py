@@ -1,22 +1,25 @@
 """The sampler: the only place where a canvas is filled.
 
-Shapes: B rows of the batch, N rows of one group of it, R rows (positions) of a pass, M candidate
-slots, T canvas length, E model width, V vocabulary.
+Shapes: B rows of the batch, N rows of one group of it, R rows (positions) of a pass, M slots to
+predict, T canvas length, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastdllm.caches import CachePolicy, Plan
-from fastdllm.canvas import Canvas, StepEvent, to_device
-from fastdllm.decoders import Decoder
-from fastdllm.kv import KVStore
+from fastdllm.canvas import Canvas, Region, StepEvent, to_device
+from fastdllm.decoders import Decoder, Turn
+from fastdllm.kv import KVStore, ShadowStore
 from fastdllm.models.transformer import Transformer
 from fastdllm.sampling import Sampling, propose
+from fastdllm.state import RowState
 
 
 @torch.inference_mode()
@@ -29,27 +32,47 @@ def decode(
     cfg_scale: float = 0.0,
 ) -> Iterator[StepEvent]:
     """Fill ``canvas`` pass by pass; an event for each pass."""
-    store = allocate(model, canvas) if cache.stores else None
-    step = 0
+    run = Run(model, canvas, cache, allocate(model, canvas) if cache.stores or decoder.verifies else None)
+    notes, step = RowState(), 0
     while len(canvas):
         region = canvas.region(model.config.shift)
-        plan = cache.plan(canvas, region)
-        slots = canvas.open_slots(region)
-        logits = block_logits(model, canvas, plan, slots, store)
+        plan = cache.plan(canvas, region, run.state)
+        slots = canvas.slots(region, committed=decoder.revises, beyond=cache.looks_beyond)
+        logits, known = block_logits(run, plan, slots)
         if cfg_scale:
-            logits = guide(logits, block_logits(model, canvas.without_prompt(), plan, slots, None), cfg_scale)
+            logits = guide(logits, unconditional(run, plan, slots), cfg_scale)
         nfe = to_device(region.nfe, canvas.device)
-        prediction = propose(logits, slots, slots < canvas.width, sampling, nfe, canvas.mask_id)
-        rows_computed = plan.counts * (2 if cfg_scale else 1)
-        event = canvas.apply(decoder.step(region, prediction), rows_computed, step)
+        prediction = propose(logits, canvas.view(slots, known, region), sampling, nfe, canvas.mask_id)
+        cache.observe(prediction, run.state)
+        check = partial(leave_one_out, run, region, plan)
+        delta = decoder.step(Turn(canvas, region, prediction, notes, check))
+        event = canvas.apply(delta, plan.computed * (2 if cfg_scale else 1), step)
         alive = canvas.unfinished()
         if len(alive) < len(canvas):
-            canvas.keep(alive)
             sampling = sampling.keep(alive)
-            if store is not None:
-                store.keep(alive)
+            run.keep(alive, notes)
         step += 1
         yield event
+
+
+@dataclass
+class Run:
+    """What the passes of one canvas share."""
+
+    model: Transformer
+    canvas: Canvas
+    cache: CachePolicy
+    store: KVStore | None
+    state: RowState = field(default_factory=RowState)
+
+    def keep(self, alive: list[int], notes: RowState) -> None:
+        """Drop every batch row that is not in ``alive``, from the decoder's ``notes`` too."""
+        index = torch.tensor(alive, dtype=torch.long)
+        self.canvas.keep(alive)
+        for state in (self.state, notes):
+            state.keep(index)
+        if self.store is not None:
+            self.store.keep(alive)
 
 
 def allocate(model: Transformer, canvas: Canvas) -> KVStore:
@@ -61,39 +84,70 @@ def allocate(model: Transformer, canvas: Canvas) -> KVStore:
     )  # fmt: skip
 
 
-def block_logits(model: Transformer, canvas: Canvas, plan: Plan, slots: Tensor, store: KVStore | None) -> Tensor:
-    """Logits (B, M, V) that predict ``slots`` (B, M), from one pass over the planned rows.
+def block_logits(run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, M, V) that predict ``slots`` (B, M), from one pass over the planned rows; and which are known (B, M).
 
     Batch rows that compute many positions and those that compute few go through the network apart,
-    so that neither pads the other. The head sees the rows that predict an open slot and no others.
+    so that neither pads the other. The head sees the rows that predict a slot and no others.
     """
-    sources = (slots - model.config.shift).clamp(min=0)
-    hidden = torch.empty(0)
+    sources = (slots - run.model.config.shift).clamp(min=0)
+    hidden, known = torch.empty(0), torch.empty(0)
     for group in plan.groups():
         width = int(plan.counts[group].max())
-        rows, group = to_device(plan.rows[group, :width], slots.device), to_device(group, slots.device)
-        out = run_rows(model, canvas, group, rows, store)
-        found = torch.searchsorted(rows, sources[group]).clamp(max=width - 1)
+        rows, reach = to_device(plan.rows[group, :width], slots.device), int(plan.reach[group].max())
+        on_device = to_device(group, slots.device)
+        out = run_rows(run, plan, group, rows, reach)
+        wanted = sources[on_device]
+        found = torch.searchsorted(rows, wanted).clamp(max=width - 1)
+        present = (rows.gather(1, found) == wanted) & (slots[on_device] < run.canvas.width)
         out = out.gather(1, found[..., None].expand(*found.shape, out.shape[-1]))
-        if len(group) == len(canvas):
-            hidden = out
+        if len(group) == len(slots):
+            hidden, known = out, present
         else:
-            hidden = hidden if len(hidden) else out.new_zeros(*slots.shape, out.shape[-1])
-            hidden[group] = out
-    return model.logits(hidden)
+            if not len(hidden):
+                hidden, known = out.new_zeros(*slots.shape, out.shape[-1]), torch.zeros_like(slots, dtype=torch.bool)
+            hidden[on_device], known[on_device] = out, present
+    return run.model.logits(hidden), known
 
 
-def run_rows(model: Transformer, canvas: Canvas, group: Tensor, rows: Tensor, store: KVStore | None) -> Tensor:
+def run_rows(run: Run, plan: Plan, group: Tensor, rows: Tensor, reach: int) -> Tensor:
     """Hidden states (N, R, E) of the canvas rows ``rows`` (N, R) of the batch rows ``group`` (N,).
 
     Without a store the rows are the whole of each canvas, and attend to one another.
     """
-    visible = canvas.visible
-    if visible is not None:
-        visible = visible[group] if store is not None else rows < canvas.width
-    view = None if store is None else store.bind(group, rows)
-    hidden: Tensor = model(canvas.at(group, rows), rows, visible, view)
+    limits, batch = plan.reach[group], to_device(group, rows.device)
+    visible = None
+    if bool((limits < reach).any()):
+        visible = to_device(torch.arange(reach) < limits[:, None], rows.device)
+    view = None if run.store is None else run.store.bind(batch, rows, reach)
+    layers = None if view is None else run.cache.layers(plan, group, view, run.state)
+    hidden: Tensor = run.model(run.canvas.at(batch, rows), rows, visible, view, layers)
     return hidden
+
+
+def leave_one_out(run: Run, region: Region, plan: Plan) -> Tensor:
+    """Logits (B, W, V) of every slot of the block as if it were masked and all others stood.
+
+    W mask tokens that are in no canvas look at what the last pass saw and at one another, each but at
+    the slot it predicts (WINO, arXiv 2507.18578, section 3.2). Nothing sees them, and nothing of them is kept.
+    """
+    assert run.store is not None
+    device, width = run.canvas.device, run.canvas.block_length
+    slots = region.start[:, None] + torch.arange(width)
+    reach = int(plan.reach.max())
+    places = torch.arange(reach)
+    canvas = (places < plan.reach[:, None, None]) & (places != slots[..., None])
+    shadows = (slots < region.end[:, None])[:, None].expand(-1, width, -1)
+    visible = to_device(torch.cat((canvas, shadows), dim=-1), device)
+    rows = to_device((slots - run.model.config.shift).clamp(min=0), device)
+    batch = torch.arange(len(slots), device=device)
+    masks = torch.full_like(rows, run.canvas.mask_id)
+    return run.model.logits(run.model(masks, rows, visible, ShadowStore(run.store, batch, reach)))
+
+
+def unconditional(run: Run, plan: Plan, slots: Tensor) -> Tensor:
+    """Logits of the same slots on the canvas without its prompts."""
+    return block_logits(Run(run.model, run.canvas.without_prompt(), run.cache, None), plan, slots)[0]
 
 
 def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdllm.canvas import Slots
 from fastdllm.errors import OptionError
 
 _MASK32 = 0xFFFFFFFF
@@ -134,15 +135,12 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Proposals for the candidate slots of a pass.
+    """Proposals for the slots of a pass.
 
     ``confidence`` is a probability, the thing thresholds read; a *score* only orders slots.
     """
 
-    positions: Tensor
-    """Canvas positions (B, M); padding points one past the canvas."""
-    candidate: Tensor
-    """True (B, M) where the slot is real."""
+    slots: Slots
     tokens: Tensor
     """Proposed ids (B, M)."""
     confidence: Tensor
@@ -150,6 +148,21 @@ class Prediction:
     logits: Tensor
     """Filtered logits, float32 (B, M, V)."""
     noise: Noise
+    sampling: Sampling
+
+    @property
+    def positions(self) -> Tensor:
+        """Canvas positions (B, M); padding points one past the canvas."""
+        return self.slots.positions
+
+    @property
+    def candidate(self) -> Tensor:
+        """True (B, M) where the slot may be committed."""
+        return self.slots.candidate
+
+    def redrawn(self, logits: Tensor) -> Prediction:
+        """The same slots with proposals drawn anew, with the same noise, from other ``logits`` (B, M, V)."""
+        return _draw(logits, self.slots, self.sampling, self.noise)
 
     def score(self, alg: str) -> Tensor:
         """Order of preference (B, M), larger first: the names are Dream's, plus LLaDA's ``random``."""
@@ -192,18 +205,15 @@ def _filter(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits.masked_fill(logits < least, float("-inf"))
 
 
-def propose(
-    logits: Tensor, positions: Tensor, candidate: Tensor, sampling: Sampling, nfe: Tensor, mask_id: int
-) -> Prediction:
-    """Draw a proposal for every candidate slot.
+def propose(logits: Tensor, slots: Slots, sampling: Sampling, nfe: Tensor, mask_id: int) -> Prediction:
+    """Draw a proposal for every slot.
 
     Temperature adds Gumbel noise to the logits, which samples softmax(logits / temperature), and
     leaves the confidence untempered (LLaDA's generate.py). The mask token is never proposed.
 
     Args:
         logits: (B, M, V) in the model's dtype.
-        positions: canvas positions (B, M).
-        candidate: (B, M), False for padding.
+        slots: what the logits predict.
         sampling: options of each row.
         nfe: passes of each row so far, (B,) on the device.
         mask_id: the id that is forbidden.
@@ -214,13 +224,14 @@ def propose(
     logits -= logits.amax(-1, keepdim=True)
     if sampling.filtered:
         logits = _filter(logits, sampling)
-    noise = Noise(sampling.seed, nfe)
+    return _draw(logits, slots, sampling, Noise(sampling.seed, nfe))
+
+
+def _draw(logits: Tensor, slots: Slots, sampling: Sampling, noise: Noise) -> Prediction:
     drawn = logits
     if sampling.noisy:
-        drawn = logits + sampling.temperature[:, None, None] * noise.token_gumbel(positions, logits.shape[-1])
+        drawn = logits + sampling.temperature[:, None, None] * noise.token_gumbel(slots.positions, logits.shape[-1])
     tokens = drawn.argmax(-1)
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
     confidence = (chosen - logits.logsumexp(-1)).exp()
-    return Prediction(
-        positions=positions, candidate=candidate, tokens=tokens, confidence=confidence, logits=logits, noise=noise
-    )
+    return Prediction(slots=slots, tokens=tokens, confidence=confidence, logits=logits, noise=noise, sampling=sampling)

@@ -10,13 +10,15 @@ K key/value heads, D head width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdllm.models.config import ModelConfig
+
+Angles: TypeAlias = tuple[Tensor, Tensor]
 
 
 class KeyValues(Protocol):
@@ -27,7 +29,20 @@ class KeyValues(Protocol):
         ...
 
 
-def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+class LayerHook(Protocol):
+    """Runs the layers in place of :class:`Block`, for caches that look into them or leave parts of them out."""
+
+    def run(self, block: Block, layer: int, x: Tensor, angles: Angles, visible: Tensor | None) -> Tensor:
+        """States (B, R, E) after one layer, from those before it.
+
+        Args:
+            angles: rotary angles of the R rows, as :func:`rotary_angles` gives them.
+            visible: what each row may attend to, (B, 1, 1 or R, T); None when it may to all.
+        """
+        ...
+
+
+def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> Angles:
     """Cosine and sine (B, 1, R, D), float32 whatever the model's dtype (LLaDA's ``rope_full_precision``)."""
     exponent = torch.arange(0, head_dim, 2, device=positions_BR.device, dtype=torch.float32) / head_dim
     angles = positions_BR[:, None, :, None].float() * (1.0 / theta**exponent)
@@ -63,17 +78,36 @@ class Attention(nn.Module):
         self.v = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], visible: Tensor | None, layer: int, store: KeyValues | None
-    ) -> Tensor:
-        B, R, E = x.shape
-        q, k, v = (proj(x).view(B, R, -1, self.head_dim).transpose(1, 2) for proj in (self.q, self.k, self.v))
-        q, k = rotate(q, *angles), rotate(k, *angles)
+    def heads(self, projected: Tensor) -> Tensor:
+        """Split (B, R, heads * D) into (B, heads, R, D)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def queries(self, x: Tensor, angles: Angles) -> Tensor:
+        """Queries (B, H, R, D) of the rows ``x`` (B, R, E)."""
+        return rotate(self.heads(self.q(x)), *angles)
+
+    def keys(self, x: Tensor, angles: Angles) -> Tensor:
+        """Keys (B, K, R, D), rotated."""
+        return rotate(self.heads(self.k(x)), *angles)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values (B, K, R, D)."""
+        return self.heads(self.v(x))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D), projected out: (B, R, E)."""
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped))
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """Project the heads' results (B, H, R, D) out: (B, R, E)."""
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
+        q, k, v = self.queries(x, angles), self.keys(x, angles), self.values(x)
         if store is not None:
             k, v = store.exchange(layer, k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(B, R, E))
-        return out
+        return self.attend(q, k, v, visible)
 
 
 class FeedForward(nn.Module):
@@ -96,9 +130,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], visible: Tensor | None, layer: int, store: KeyValues | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, visible, layer, store)
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return out
@@ -121,22 +153,28 @@ class Transformer(nn.Module):
         self,
         tokens_BR: Tensor,
         positions_BR: Tensor,
-        visible_BT: Tensor | None = None,
+        visible: Tensor | None = None,
         store: KeyValues | None = None,
+        layers: LayerHook | None = None,
     ) -> Tensor:
         """Hidden states (B, R, E) after the last norm.
 
         Args:
             tokens_BR: ids of the rows to compute.
             positions_BR: canvas position of each row.
-            visible_BT: True where a canvas slot may be attended to; None when all may.
+            visible: True where a slot may be attended to, (B, T), or (B, R, T) where rows differ; None when all may.
             store: keys and values of the whole canvas; None when the rows are the whole canvas.
+            layers: runs the layers, with a store of its own, in place of the plain ones.
         """
-        visible = None if visible_BT is None else visible_BT[:, None, None, :]
+        if visible is not None:
+            visible = visible[:, None, None, :] if visible.ndim == 2 else visible[:, None]
         angles = rotary_angles(positions_BR, self.config.head_dim, self.config.rope_theta)
         x: Tensor = self.embed(tokens_BR)
         for layer, block in enumerate(self.blocks):
-            x = block(x, angles, visible, layer, store)
+            if layers is None:
+                x = block(x, angles, visible, layer, store)
+            else:
+                x = layers.run(cast(Block, block), layer, x, angles, visible)
         hidden: Tensor = self.norm(x)
         return hidden
 

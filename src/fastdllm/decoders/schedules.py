@@ -1,52 +1,18 @@
-"""Decoders: which masked slots are committed after a pass.
-
-Shapes: B rows of the batch, M candidate slots of a pass (padded).
-"""
+"""Decoders that share out a number of passes given beforehand: LLaDA's schedule and Dream's."""
 
 from __future__ import annotations
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastdllm.canvas import Delta, Region, to_device
+from fastdllm.decoders.base import Ranked, Turn, check_count, commit, rank
 from fastdllm.errors import OptionError
-from fastdllm.sampling import Prediction, check_alg
-
-MOST = 2**20  # of steps and of tokens in a pass; far above any canvas
-
-
-class Decoder(Protocol):
-    """A frozen dataclass with one verb."""
-
-    def step(self, region: Region, prediction: Prediction) -> Delta:
-        """Choose the slots to commit."""
-        ...
-
-    def check(self, gen_length: int, block_length: int) -> None:
-        """Raise OptionError when the decoder cannot fill such a canvas."""
-        ...
-
-
-def rank(score: Tensor, candidate: Tensor) -> Tensor:
-    """Place of each slot (B, M), 0 the best; equal scores go left to right and padding comes last."""
-    order = score.masked_fill(~candidate, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
-
-
-def commit(prediction: Prediction, chosen: Tensor) -> Delta:
-    """The decision to commit the slots ``chosen`` (B, M)."""
-    return Delta(
-        positions=prediction.positions,
-        tokens=prediction.tokens,
-        confidence=prediction.confidence,
-        commit=chosen & prediction.candidate,
-    )
+from fastdllm.sampling import check_alg
 
 
 def steps_in_block(steps: int, region: Region) -> Tensor:
@@ -62,11 +28,6 @@ def noise_levels(steps: int, eps: float) -> Tensor:
     return torch.linspace(1, eps, steps + 1)
 
 
-def check_count(name: str, value: int) -> None:
-    if not 1 <= value <= MOST:
-        raise OptionError(f"{name}={value} must be from 1 to {MOST}.")
-
-
 def check_steps(steps: int, gen_length: int, block_length: int) -> None:
     blocks = math.ceil(gen_length / block_length)
     if steps < blocks:
@@ -76,74 +37,8 @@ def check_steps(steps: int, gen_length: int, block_length: int) -> None:
         )
 
 
-class Ranked:
-    """What decoders share that commit any slot at any time."""
-
-    def check(self, gen_length: int, block_length: int) -> None:
-        return None
-
-
 @dataclass(frozen=True, kw_only=True)
-class TopK(Ranked):
-    """The ``k`` best slots at each pass; ``k=1`` is plain decoding."""
-
-    k: int = 1
-    alg: str = "maskgit_plus"
-
-    def __post_init__(self) -> None:
-        check_alg(self.alg)
-        check_count("k", self.k)
-
-    def step(self, region: Region, prediction: Prediction) -> Delta:
-        return commit(prediction, rank(prediction.score(self.alg), prediction.candidate) < self.k)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold(Ranked):
-    """Every slot whose confidence is at least ``threshold``, and always the best one (Fast-dLLM, section 3.3)."""
-
-    threshold: float = 0.9
-    alg: str = "maskgit_plus"
-
-    def __post_init__(self) -> None:
-        check_alg(self.alg)
-        if not self.threshold >= 0:
-            raise OptionError(
-                f"threshold={self.threshold} must be 0 or more; above 1 it commits one token at each pass."
-            )
-
-    def step(self, region: Region, prediction: Prediction) -> Delta:
-        best = rank(prediction.score(self.alg), prediction.candidate) == 0
-        return commit(prediction, best | (prediction.confidence >= self.threshold))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factor(Ranked):
-    """The longest run of best slots for which parallel decoding provably equals greedy decoding.
-
-    Fast-dLLM, Theorem 1: n tokens may be committed together when each has a confidence above
-    1 - e with (n + 1) e <= 1. ``factor`` f loosens or tightens that: the n-th best slot must have
-    at least 1 - f / (n + 1). The best slot is always committed.
-    """
-
-    factor: float = 1.0
-    alg: str = "maskgit_plus"
-
-    def __post_init__(self) -> None:
-        check_alg(self.alg)
-        if not self.factor > 0:
-            raise OptionError(f"factor={self.factor} must be above 0.")
-
-    def step(self, region: Region, prediction: Prediction) -> Delta:
-        place = rank(prediction.score(self.alg), prediction.candidate)
-        enough = prediction.candidate & (prediction.confidence >= 1 - self.factor / (place + 2))
-        in_order = torch.zeros_like(enough).scatter_(1, place, enough)
-        run = in_order.long().cumprod(1).sum(1, keepdim=True).clamp(min=1)
-        return commit(prediction, place < run)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Ranked):
     """LLaDA's schedule: ``steps`` passes in all, shared out over the blocks (arXiv 2502.09992, appendix).
 
     A block of n masks with S passes commits n // S slots at each, and one more at the first n % S.
@@ -165,7 +60,8 @@ class Schedule:
     def check(self, gen_length: int, block_length: int) -> None:
         check_steps(self.steps, gen_length, block_length)
 
-    def step(self, region: Region, prediction: Prediction) -> Delta:
+    def step(self, turn: Turn) -> Delta:
+        region, prediction = turn.region, turn.prediction
         size, share = region.end - region.start, steps_in_block(self.steps, region)
         quota = to_device((size // share + (region.step < size % share)).clamp(min=1), prediction.positions.device)
         alg = "random" if self.remasking == "random" else self.alg
@@ -173,7 +69,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timestep:
+class Timestep(Ranked):
     """Dream's schedule: noise levels fall in a line from 1 to ``eps`` in ``steps`` passes (arXiv 2508.15487).
 
     From level t to level s a pass commits int(n (1 - s/t)) of the n masks, which may be none (with as
@@ -207,7 +103,8 @@ class Timestep:
             share.append(1 - level[step + 1] / level[step] if step + 1 < steps else torch.tensor(1.0))
         return torch.stack(share)
 
-    def step(self, region: Region, prediction: Prediction) -> Delta:
+    def step(self, turn: Turn) -> Delta:
+        region, prediction = turn.region, turn.prediction
         share, device = self._share(region), prediction.positions.device
         if self.alg == "origin":
             go = prediction.noise.uniform(prediction.positions) < to_device(share[:, None], device)
@@ -217,12 +114,3 @@ class Timestep:
             score = score / self.alg_temp + prediction.noise.gumbel(prediction.positions)
         quota = to_device((region.masked.float() * share).long(), device)
         return commit(prediction, rank(score, prediction.candidate) < quota[:, None])
-
-
-DECODERS: dict[str, type[Decoder]] = {
-    "topk": TopK,
-    "threshold": Threshold,
-    "factor": Factor,
-    "schedule": Schedule,
-    "timestep": Timestep,
-}

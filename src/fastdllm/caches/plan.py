@@ -1,0 +1,93 @@
+"""What a cache policy decides for a pass, and the protocol of those that decide.
+
+Shapes: B rows of the batch, N rows of one group of it, R rows (positions) of a pass, T canvas length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fastdllm.canvas import Canvas, Region
+from fastdllm.kv import BoundStore
+from fastdllm.models.transformer import LayerHook
+from fastdllm.sampling import Prediction
+from fastdllm.state import RowState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Rows to compute and write back. All but ``rows`` are host tensors (B,)."""
+
+    rows: Tensor
+    """Positions (B, R) ascending, padded with T."""
+    counts: Tensor
+    """How many of them are real."""
+    reach: Tensor
+    """First slot that the rows do not see; what lies right of it might as well not be there."""
+    computed: Tensor
+    """Rows charged to the pass: ``counts``, or less where layers skip some of them."""
+    phase: Tensor
+    """Batch rows of one phase may share a pass through the network."""
+
+    def groups(self) -> list[Tensor]:
+        """Batch rows that go through the network together."""
+        return [(self.phase == phase).nonzero()[:, 0] for phase in self.phase.unique().tolist()]
+
+
+def plan_of(rows: Tensor, counts: Tensor, reach: Tensor) -> Plan:
+    """A plan whose passes pad little: batch rows that compute much go apart from those that compute little."""
+    return Plan(rows=rows, counts=counts, reach=reach, computed=counts, phase=(counts * 2 > counts.max()).long())
+
+
+def span(first: Tensor, last: Tensor, pad: int, reach: Tensor) -> Plan:
+    """The plan of rows [first, last), both (B,)."""
+    counts = last - first
+    rows = first[:, None] + torch.arange(int(counts.max()))
+    return plan_of(rows.masked_fill(rows >= last[:, None], pad), counts, reach)
+
+
+def scattered(chosen: Tensor, reach: Tensor) -> Plan:
+    """The plan of the rows that are True in ``chosen`` (B, T), on the device; counting them makes the host wait."""
+    counts = chosen.sum(1).cpu()
+    pad = chosen.shape[1]
+    places = torch.arange(pad, device=chosen.device).expand_as(chosen)
+    rows = places.masked_fill(~chosen, pad).sort(dim=1).values[:, : int(counts.max())]
+    return plan_of(rows, counts, reach)
+
+
+class CachePolicy(Protocol):
+    """A frozen dataclass; ``plan`` is what each must say, the rest has a default in :class:`Policy`."""
+
+    stores: ClassVar[bool]
+    """Whether keys and values outlive a pass."""
+    looks_beyond: ClassVar[bool]
+    """Whether it wants predictions of the open slots right of the block, too."""
+
+    def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
+        """Rows to recompute and write back; they include a row that predicts some open slot of the block."""
+        ...
+
+    def layers(self, plan: Plan, group: Tensor, view: BoundStore, state: RowState) -> LayerHook | None:
+        """How the batch rows ``group`` (N,) go through the network's layers; None for plainly."""
+        ...
+
+    def observe(self, prediction: Prediction, state: RowState) -> None:
+        """Take note of what a pass predicted."""
+        ...
+
+
+class Policy:
+    """The defaults of :class:`CachePolicy`."""
+
+    stores: ClassVar[bool] = True
+    looks_beyond: ClassVar[bool] = False
+
+    def layers(self, plan: Plan, group: Tensor, view: BoundStore, state: RowState) -> LayerHook | None:
+        return None
+
+    def observe(self, prediction: Prediction, state: RowState) -> None:
+        return None

@@ -1,0 +1,90 @@
+"""What decoders are, and the small things most of them share.
+
+Shapes: B rows of the batch, M slots of a pass (padded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fastdllm.canvas import Canvas, Delta, Region
+from fastdllm.errors import OptionError
+from fastdllm.sampling import Prediction
+from fastdllm.state import RowState
+
+MOST = 2**20  # of steps and of tokens in a pass; far above any canvas
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a decoder sees of one pass."""
+
+    canvas: Canvas
+    region: Region
+    prediction: Prediction
+    notes: RowState
+    """The decoder's own, carried from pass to pass."""
+    leave_one_out: Callable[[], Tensor]
+    """Runs the block's slots once more, each with itself masked: logits (B, W, V). For decoders that verify."""
+
+
+class Decoder(Protocol):
+    """A frozen dataclass with one verb; :class:`Ranked` has defaults for the rest."""
+
+    revises: ClassVar[bool]
+    """Whether it may write to committed slots, and so wants them predicted, too."""
+    verifies: ClassVar[bool]
+    """Whether it calls ``leave_one_out``, which needs keys and values to be kept."""
+
+    def step(self, turn: Turn) -> Delta:
+        """Choose the slots to commit."""
+        ...
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Raise OptionError when the decoder cannot fill such a canvas."""
+        ...
+
+
+class Ranked:
+    """The defaults of :class:`Decoder`: any slot at any time, once."""
+
+    revises: ClassVar[bool] = False
+    verifies: ClassVar[bool] = False
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        return None
+
+
+def rank(score: Tensor, candidate: Tensor) -> Tensor:
+    """Place of each slot (B, M), 0 the best; equal scores go left to right and padding comes last."""
+    order = score.masked_fill(~candidate, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def commit(prediction: Prediction, chosen: Tensor) -> Delta:
+    """The decision to commit the slots ``chosen`` (B, M)."""
+    commit = chosen & prediction.candidate
+    return Delta(
+        positions=prediction.positions,
+        tokens=prediction.tokens,
+        confidence=prediction.confidence,
+        commit=commit,
+        remask=torch.zeros_like(commit),
+    )
+
+
+def check_count(name: str, value: int) -> None:
+    if not 1 <= value <= MOST:
+        raise OptionError(f"{name}={value} must be from 1 to {MOST}.")
+
+
+def check_least(name: str, value: float, least: float = 0.0) -> None:
+    """Refuse numbers below ``least``, and what is no number."""
+    if not least <= value < float("inf"):
+        raise OptionError(f"{name}={value} must be {least:g} or more.")
