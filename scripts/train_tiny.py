@@ -25,7 +25,7 @@ from torch import Tensor
 from build_tokenizer import SPECIAL, save
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.transformer import Transformer
-from word_problems import Problem, problems
+from word_problems import BOYS, FLOWERS, GIRLS, GOODS, KIN, MEALS, TRIPS, WISHES, Problem, problems
 
 LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
 TOKENS_PER_STEP = 4096
@@ -33,7 +33,11 @@ LAST_RATE, LAST_LENGTH = 0.2, 128  # of the steps that train on what caches leav
 NEAR = 8  # how many tokens right of a frontier count for much
 NEAR_WEIGHT, FAR_WEIGHT, PAD_WEIGHT = 0.5, 0.05, 0.1
 FRONTIER, BLOCKWISE, HARD_LAST = 0.65, 0.82, 0.93  # kinds of row, as cumulative shares
-DRILLS = 0.25  # share of rows that hold sums alone
+DRILLS = 0.15  # share of rows that hold sums alone
+CLOZE = 0.4  # share of the other rows that mask the copied words alone
+AT_RESULT, AT_COPY = 0.45, 0.35  # shares of the frontiers that stand at a result, at a copied word
+OFTEN = {"slices": 1.0, "save": 0.67, "change": 0.67, "give": 0.67, "boxes": 0.67}  # their words take longest to learn
+COPIED = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}  # words an answer takes from its question
 
 
 def model_config(tokenizer: Tokenizer, layers: int = 4) -> ModelConfig:
@@ -51,16 +55,20 @@ class Batches:
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.tokenizer = tokenizer
-        self.stream = problems(seed, held_out=False)
+        self.rng = random.Random(seed)
+        made = problems(seed, held_out=False)
+        self.stream = (p for p in made if self.rng.random() < OFTEN.get(p.template, 0.33))
         self.bos, self.eos, self.start, self.end, self.eot, self.mask = map(tokenizer.token_to_id, SPECIAL)
         names = ("user", "assistant", "\n\n")
         self.user, self.assistant, self.gap = (tokenizer.encode(w).ids[0] for w in names)
-        self.rng = random.Random(seed)
         self.equals, self.dollar = tokenizer.token_to_id("="), tokenizer.token_to_id("$")
         self.number = torch.zeros(tokenizer.get_vocab_size() + 64, dtype=torch.bool)
         self.number[[i for t, i in tokenizer.get_vocab().items() if t.isdigit()]] = True
         self.hard = torch.zeros(tokenizer.get_vocab_size() + 64, dtype=torch.bool)
+        self.copied = torch.zeros_like(self.number)
+        self.copied[[i for t, i in tokenizer.get_vocab().items() if t.removeprefix("Ġ") in COPIED]] = True
         self.hard[[i for t, i in tokenizer.get_vocab().items() if t.isdigit() or t in "Ġ$"]] = True
+        self.hard |= self.copied
 
     def encode(self, batch: list[Problem]) -> list[tuple[list[int], list[int]]]:
         texts = [" " + text for p in batch for text in (p.question, p.answer)]
@@ -76,8 +84,8 @@ class Batches:
         self.rng.shuffle(sums)
         return self.tokenizer.encode(" " + ". ".join(sums) + ".").ids[:length]
 
-    def next(self, length: int, *, drills: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens (B, T), prompt lengths (B,), answer lengths (B,), where results stand (B, T).
+    def next(self, length: int, *, drills: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (B, T), prompt lengths (B,), answer lengths (B,), where results and copied words stand (B, T) each.
 
         Rows of sums come first and have no prompt.
         """
@@ -90,24 +98,38 @@ class Batches:
             tokens[row, : len(text)] = text
         previous = F.pad(tokens, (1, 0))[:, :-1]
         results = ((previous == self.equals) | (previous == self.dollar)) & self.number[tokens]
-        return tokens, torch.tensor([len(q) for q, _ in pairs]), torch.tensor([len(a) for _, a in pairs]), results
+        prompts, answers = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
+        return tokens, prompts, answers, results, self.copied[tokens]
 
 
-def corrupt(tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, hard: Tensor) -> tuple[Tensor, Tensor]:
+def aim(inside: Tensor, results: Tensor, copied: Tensor, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """A frontier per row (B, 1), as a slot of the answer, and the slot of one of its results (B, 1)."""
+    result, copy = (
+        ((torch.rand(at.shape) * (at & inside)).argmax(1, keepdim=True) - prompts[:, None]).clamp(min=0)
+        for at in (results, copied)
+    )
+    kind = torch.rand(len(prompts), 1)
+    anywhere = (torch.rand(len(prompts), 1) * (answers[:, None] + 1)).long()
+    aimed = torch.where(kind < AT_RESULT, result, copy)
+    return torch.where(kind < AT_RESULT + AT_COPY, aimed, anywhere), result
+
+
+def corrupt(
+    tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, copied: Tensor, hard: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which positions to mask and the loss weight of each, both (B, T).
 
     Four kinds of row: 65 % frontier (all right of a point is masked), 17 % block-wise as a decoder
     leaves it (clean left of a block, the hard tokens of the block last, all right of it masked),
-    11 % the same over the whole answer, 7 % LLaDA's uniform masking. Of the frontiers 70 % stand at
-    a result. Rows of sums mask their results, 90 % of them with all right of one of these.
+    11 % the same over the whole answer, 7 % LLaDA's uniform masking. Frontiers stand at a result (45 %),
+    at a word copied from the question (35 %), or anywhere. Of all these rows 40 % mask the copied words
+    alone instead. Rows of sums mask their results, 90 % of them with all right of one of these.
     """
     B, T = tokens.shape
     slot = torch.arange(T)[None] - prompts[:, None]
     inside = slot >= 0
     kind = torch.rand(B, 1)
-    frontier = (torch.rand(B, 1) * (answers[:, None] + 1)).long()
-    at_result = ((torch.rand(B, T) * (results & inside)).argmax(1, keepdim=True) - prompts[:, None]).clamp(min=0)
-    frontier = torch.where(torch.rand(B, 1) < 0.7, at_result, frontier)
+    frontier, at_result = aim(inside, results, copied, prompts, answers)
     size = torch.tensor([8, 16, 32])[torch.randint(3, (B, 1))]
     start = torch.where(kind < BLOCKWISE, (frontier // size) * size, 0)
     stop = torch.where(kind < BLOCKWISE, start + size, T)
@@ -120,6 +142,9 @@ def corrupt(tokens: Tensor, prompts: Tensor, answers: Tensor, results: Tensor, h
     near = torch.where(kind < FRONTIER, slot < frontier + NEAR, slot < stop)
     ahead = torch.where((kind < FRONTIER) & (slot > frontier), NEAR_WEIGHT, 1.0)
     weight = torch.where(near, ahead, FAR_WEIGHT) * torch.where(slot > answers[:, None], PAD_WEIGHT, 1.0)
+    cloze = copied & inside & (torch.rand(B, 1) < CLOZE)
+    words = cloze.any(1, keepdim=True)
+    masked, weight = torch.where(words, cloze, masked), torch.where(words, 1.0, weight)
     cut = torch.where(torch.rand(B, 1) < 0.9, at_result, T)
     drilled, drills = prompts[:, None] == 0, results & (slot <= cut)
     masked = torch.where(drilled, drills | (slot >= cut), masked)
@@ -149,6 +174,8 @@ def probe(model: Transformer, batches: Batches, held_out: list[tuple[list[int], 
         kind = "word"
         if word.isdigit():
             kind = "result" if previous in ("=", "$") else "operand"
+        elif word.removeprefix("Ġ") in COPIED:
+            kind = "copied"
         right.setdefault(kind, []).append(float(got == truth))
     return {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())}
 
@@ -233,8 +260,8 @@ class Trainer:
     def plain_loss(self) -> tuple[Tensor, int]:
         """Loss of one batch of whole canvases, and how many tokens that was."""
         length = self.rng.choices(list(LENGTHS), list(LENGTHS.values()))[0] if self.step < self.steps else LAST_LENGTH
-        tokens, prompts, answers, results = self.batches.next(length)
-        masked, weight = corrupt(tokens, prompts, answers, results, self.batches.hard)
+        tokens, prompts, answers, results, copied = self.batches.next(length)
+        masked, weight = corrupt(tokens, prompts, answers, results, copied, self.batches.hard)
         with torch.autocast("cpu", torch.bfloat16):
             noisy = tokens.masked_fill(masked, self.batches.mask)
             logits = self.model.logits(self.compiled(noisy, torch.arange(length).expand_as(tokens)))
@@ -242,7 +269,7 @@ class Trainer:
 
     def cached_loss(self) -> tuple[Tensor, int]:
         """Loss of blocks whose rows see the rest of the canvas as the pass that opened the block left it."""
-        tokens, prompts, answers, _ = self.batches.next(LAST_LENGTH, drills=False)
+        tokens, prompts, answers, *_ = self.batches.next(LAST_LENGTH, drills=False)
         size = self.rng.choice((8, 16, 32))
         start = prompts + (torch.rand(len(prompts)) * (answers + 1) / size).long() * size
         rows = (start[:, None] + torch.arange(size)).clamp(max=LAST_LENGTH - 1)

@@ -92,7 +92,7 @@ def test_results_are_never_mixed(model, tmp_path):
     assert run(*command, "--file", source).exit_code == 0
     before = out.read_bytes()
     other = refused(*command, "--file", source, "--seed", "3", "--cache", "none")
-    assert 'cache "dual" (now "none"), seed 0 (now 3)' in other
+    assert 'cache "dual:prompt_every=1,suffix_window=None" (now "none"), seed 0 (now 3)' in other
     (tmp_path / "q.jsonl").write_text('"something else"\n')
     assert "another prompt under the id 1" in refused(*command, "--file", tmp_path / "q.jsonl")
     assert out.read_bytes() == before

@@ -14,12 +14,13 @@ ROOT = Path(fastdllm.__file__).parent
 TIERS = (
     ("errors",),
     ("canvas", "state"),
-    ("kv", "sampling"),
-    ("caches", "decoders", "models"),
+    ("kv", "sampling", "density"),
+    ("caches", "decoders", "models", "frequencies"),
     ("loop", "memory"),
     ("text", "config", "completion"),
     ("engine",),
-    ("record",),
+    ("record", "results"),
+    ("arena",),
     ("cli",),
 )
 LEVEL = {name: level for level, tier in enumerate(TIERS) for name in tier}

@@ -38,8 +38,10 @@ class Region:
 
     start: Tensor
     end: Tensor
+    shift: int
+    """Row ``p - shift`` predicts slot ``p``."""
     first_row: Tensor
-    """First row whose hidden state predicts a slot of the block: ``start`` less the family's shift."""
+    """First row whose hidden state predicts a slot of the block: ``start`` less the shift."""
     prompt: Tensor
     length: Tensor
     """Prompt and answer together."""
@@ -171,11 +173,12 @@ class Canvas:
         return torch.minimum(self._block_start() + self.block_length, self.length)
 
     def region(self, shift: int) -> Region:
-        """Where each row decodes now. ``shift``: row ``p - shift`` predicts slot ``p``."""
+        """Where each row decodes now, for a family of that ``shift``."""
         start = self._block_start()
         return Region(
             start=start,
             end=self._block_end(),
+            shift=shift,
             first_row=(start - shift).clamp(min=0),
             prompt=self.prompt,
             length=self.length,

@@ -46,7 +46,8 @@ class GenerationConfig:
         temperature: 0 takes the likeliest token; above, proposals are drawn from softmax(logits / temperature).
         top_p: keep the likeliest tokens that hold this much probability.
         top_k: keep this many of the likeliest tokens.
-        cfg_scale: classifier-free guidance away from the masked prompt; works with cache none.
+        cfg_scale: classifier-free guidance away from the masked prompt; works with cache none and
+            decoders that do not verify (wino).
         seed: of each row's noise; one number that every row uses, or a list with one for each.
         stop_at_eos: end a row at an end token that has no open slot to its left.
     """
@@ -76,6 +77,8 @@ class GenerationConfig:
             raise OptionError(
                 f"cfg_scale={self.cfg_scale} works with cache none alone, not with {describe(self.policy)}."
             )
+        if self.cfg_scale and self.rule.verifies:
+            raise OptionError(f"cfg_scale={self.cfg_scale} does not work with {describe(self.rule)}, which verifies.")
         self.rule.check(self.gen_length, self.block_length)
 
     @property

@@ -39,11 +39,24 @@ class KVStore:
         """
         return BoundStore(self, batch, rows, reach)
 
+    @property
+    def layers(self) -> int:
+        return self._keys.shape[0]
+
+    @property
+    def batch(self) -> int:
+        return self._keys.shape[1]
+
     def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Overwrite slots ``rows`` (N, R) of batch rows ``batch`` (N,) with ``keys``/``values`` (N, H, R, D)."""
-        index = (batch[:, None], slice(None), rows)
-        self._keys[layer][index] = keys.transpose(1, 2)
-        self._values[layer][index] = values.transpose(1, 2)
+        self.write_keys(layer, batch, rows, keys)
+        self.write_values(layer, batch, rows, values)
+
+    def write_keys(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor) -> None:
+        self._keys[layer][batch[:, None], :, rows] = keys.transpose(1, 2)
+
+    def write_values(self, layer: int, batch: Tensor, rows: Tensor, values: Tensor) -> None:
+        self._values[layer][batch[:, None], :, rows] = values.transpose(1, 2)
 
     def read(self, layer: int, batch: Tensor, reach: int) -> tuple[Tensor, Tensor]:
         """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,); a view when that is all of them."""

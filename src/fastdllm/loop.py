@@ -37,7 +37,8 @@ def decode(
     while len(canvas):
         region = canvas.region(model.config.shift)
         plan = cache.plan(canvas, region, run.state)
-        slots = canvas.slots(region, committed=decoder.revises, beyond=cache.looks_beyond)
+        beyond = cache.looks_beyond or decoder.looks_beyond
+        slots = canvas.slots(region, committed=decoder.revises, beyond=beyond)
         logits, known = block_logits(run, plan, slots)
         if cfg_scale:
             logits = guide(logits, unconditional(run, plan, slots), cfg_scale)

@@ -178,6 +178,13 @@ class Prediction:
         return (p * (p + 1e-10).log()).sum(-1)
 
 
+def rank(score: Tensor, candidate: Tensor) -> Tensor:
+    """Place of each slot (B, M), 0 the best; equal scores go left to right and padding comes last."""
+    order = score.masked_fill(~candidate, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
 def check_alg(alg: str) -> None:
     """Refuse a name that :meth:`Prediction.score` does not know."""
     if alg not in ALGS:

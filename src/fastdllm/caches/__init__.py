@@ -1,8 +1,29 @@
 """Cache policies: which rows enter the network in a pass, and whose keys and values are reused."""
 
 from fastdllm.caches.blockwise import DualCache, NoCache, PrefixCache
+from fastdllm.caches.d2cache import D2Cache
+from fastdllm.caches.delayed import DKVCache
+from fastdllm.caches.dllm import DLLMCache
 from fastdllm.caches.plan import CachePolicy, Plan, Policy
 
-CACHES: dict[str, type[CachePolicy]] = {"none": NoCache, "prefix": PrefixCache, "dual": DualCache}
+CACHES: dict[str, type[CachePolicy]] = {
+    "none": NoCache,
+    "prefix": PrefixCache,
+    "dual": DualCache,
+    "dkv": DKVCache,
+    "dllm": DLLMCache,
+    "d2cache": D2Cache,
+}
 
-__all__ = ["CACHES", "CachePolicy", "DualCache", "NoCache", "Plan", "Policy", "PrefixCache"]
+__all__ = [
+    "CACHES",
+    "CachePolicy",
+    "D2Cache",
+    "DKVCache",
+    "DLLMCache",
+    "DualCache",
+    "NoCache",
+    "Plan",
+    "Policy",
+    "PrefixCache",
+]

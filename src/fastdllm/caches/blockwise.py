@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastdllm.caches.plan import Plan, Policy, span
+from fastdllm.caches.plan import Plan, Policy, check_interval, span
 from fastdllm.canvas import Canvas, Region
 from fastdllm.errors import OptionError
 from fastdllm.state import RowState
@@ -23,6 +23,7 @@ from fastdllm.state import RowState
 class NoCache(Policy):
     """Every row at every pass: plain decoding, the reference for all others."""
 
+    source: ClassVar[str] = "LLaDA, arXiv 2502.09992"
     stores: ClassVar[bool] = False
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
@@ -40,12 +41,12 @@ class Blockwise(Policy):
             costs then no longer grows with gen_length. None sees all.
     """
 
+    source: ClassVar[str] = "Fast-dLLM, arXiv 2505.22618"
     prompt_every: int = 1
     suffix_window: int | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt_every < 1:
-            raise OptionError(f"prompt_every={self.prompt_every} must be 1 or more.")
+        check_interval("prompt_every", self.prompt_every)
         if self.suffix_window is not None and self.suffix_window < 0:
             raise OptionError(f"suffix_window={self.suffix_window} must be 0 or more, or none.")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdllm.canvas import Canvas, Region
+from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import LayerHook
 from fastdllm.sampling import Prediction
@@ -29,7 +30,7 @@ class Plan:
     reach: Tensor
     """First slot that the rows do not see; what lies right of it might as well not be there."""
     computed: Tensor
-    """Rows charged to the pass: ``counts``, or less where layers skip some of them."""
+    """Rows charged to the pass: ``counts``, or what a layer hook that skips some of them puts here."""
     phase: Tensor
     """Batch rows of one phase may share a pass through the network."""
 
@@ -66,6 +67,8 @@ class CachePolicy(Protocol):
     """Whether keys and values outlive a pass."""
     looks_beyond: ClassVar[bool]
     """Whether it wants predictions of the open slots right of the block, too."""
+    source: ClassVar[str]
+    """The paper."""
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
         """Rows to recompute and write back; they include a row that predicts some open slot of the block."""
@@ -83,6 +86,7 @@ class CachePolicy(Protocol):
 class Policy:
     """The defaults of :class:`CachePolicy`."""
 
+    source: ClassVar[str] = ""
     stores: ClassVar[bool] = True
     looks_beyond: ClassVar[bool] = False
 
@@ -91,3 +95,21 @@ class Policy:
 
     def observe(self, prediction: Prediction, state: RowState) -> None:
         return None
+
+
+def check_interval(name: str, value: int) -> None:
+    """Refuse an interval of passes or blocks that is none."""
+    if value < 1:
+        raise OptionError(f"{name}={value} must be 1 or more.")
+
+
+def changed_slots(canvas: Canvas, state: RowState) -> Tensor:
+    """Slots (B, T) that hold another token than when this was last asked; all of them at first."""
+    tokens, before = canvas.tokens, state.get("tokens")
+    state["tokens"] = tokens.clone()
+    return torch.ones_like(tokens, dtype=torch.bool) if before is None else tokens != before
+
+
+def sources_of(slots: Tensor, shift: int) -> Tensor:
+    """Rows (B, T) that predict the slots that are True in ``slots`` (B, T)."""
+    return slots if shift == 0 else torch.cat((slots[:, shift:], torch.zeros_like(slots[:, :shift])), dim=1)

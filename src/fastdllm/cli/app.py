@@ -13,10 +13,13 @@ import typer
 from typer.core import TyperGroup
 
 import fastdllm
+from fastdllm.cli.arena import arena
 from fastdllm.cli.chat import chat
 from fastdllm.cli.console import BROKEN_PIPE, INTERRUPTED, quiet_libraries
+from fastdllm.cli.frequencies import frequencies
 from fastdllm.cli.generate import generate
 from fastdllm.cli.info import info
+from fastdllm.cli.methods import methods
 from fastdllm.errors import FastdllmError
 
 OUT_OF_MEMORY = (
@@ -79,6 +82,9 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(info)
+app.command()(frequencies)
+app.command()(methods)
+app.command()(arena)
 
 
 @app.callback()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
-from fastdllm.cli.console import INTERRUPTED, note, stderr
+from fastdllm.cli.console import INTERRUPTED, note
 from fastdllm.cli.options import ModelChoice, uses_template
+from fastdllm.cli.progress import progress
 from fastdllm.cli.prompts import Entry, read_entries
-from fastdllm.cli.results import Results, open_results
 from fastdllm.cli.summary import machine, rows_per_token, strategy
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.record import environment, fingerprint, settings
+from fastdllm.results import Results, open_results
 
 if TYPE_CHECKING:
     from fastdllm.cli.generate import Request
@@ -80,7 +76,7 @@ def _run(generation: Generation, entries: list[Entry], results: Results, *, tota
     """Write each answer as the pass that ends it is done."""
     tally, before = Tally(), total - len(entries)
     try:
-        with _progress(total, before) as advance:
+        with progress("answers", total, before) as advance:
             for event in generation:
                 for row in event.rows:
                     if row.finish_reason is not None:
@@ -93,26 +89,6 @@ def _run(generation: Generation, entries: list[Entry], results: Results, *, tota
         typer.echo(f"interrupted: {before + tally.answers} of {total} done{kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     return tally
-
-
-class Remaining(ProgressColumn):
-    """Time left at the pace of this run as a whole: rows of a batch end in bursts, which fool a running estimate."""
-
-    def render(self, task: Task) -> Text:
-        done = task.completed - task.fields["before"]
-        if not done or task.elapsed is None or task.total is None:
-            return Text("-:--:-- left")
-        return Text(f"{timedelta(seconds=int(task.elapsed / done * (task.total - task.completed)))} left")
-
-
-@contextmanager
-def _progress(total: int, before: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal; call what it gives once for each answer."""
-    console = stderr()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("answers"), TimeElapsedColumn(), Remaining())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=before, before=before)
-        yield lambda: bar.advance(task)
 
 
 def _result(entry: Entry, completion: Completion) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fastdllm.canvas import Canvas, Delta, Region
+from fastdllm.canvas import Canvas, Delta, Region, to_device
 from fastdllm.errors import OptionError
 from fastdllm.sampling import Prediction
 from fastdllm.state import RowState
@@ -40,6 +40,13 @@ class Decoder(Protocol):
     """Whether it may write to committed slots, and so wants them predicted, too."""
     verifies: ClassVar[bool]
     """Whether it calls ``leave_one_out``, which needs keys and values to be kept."""
+    source: ClassVar[str]
+    """The paper."""
+
+    @property
+    def looks_beyond(self) -> bool:
+        """Whether it wants predictions of the open slots right of the block, too."""
+        ...
 
     def step(self, turn: Turn) -> Delta:
         """Choose the slots to commit."""
@@ -53,18 +60,16 @@ class Decoder(Protocol):
 class Ranked:
     """The defaults of :class:`Decoder`: any slot at any time, once."""
 
+    source: ClassVar[str] = ""
     revises: ClassVar[bool] = False
     verifies: ClassVar[bool] = False
 
+    @property
+    def looks_beyond(self) -> bool:
+        return False
+
     def check(self, gen_length: int, block_length: int) -> None:
         return None
-
-
-def rank(score: Tensor, candidate: Tensor) -> Tensor:
-    """Place of each slot (B, M), 0 the best; equal scores go left to right and padding comes last."""
-    order = score.masked_fill(~candidate, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
 
 
 def commit(prediction: Prediction, chosen: Tensor) -> Delta:
@@ -77,6 +82,18 @@ def commit(prediction: Prediction, chosen: Tensor) -> Delta:
         commit=commit,
         remask=torch.zeros_like(commit),
     )
+
+
+def in_new_block(region: Region, device: torch.device) -> Tensor:
+    """True (B, 1) for rows whose block this pass opens."""
+    return to_device(region.step == 0, device)[:, None]
+
+
+def offsets(turn: Turn) -> Tensor:
+    """Place of each slot (B, M) in its row's block; W for slots that are not in it or whose row was not computed."""
+    prediction, width = turn.prediction, turn.canvas.block_length
+    offset = prediction.positions - to_device(turn.region.start[:, None], turn.canvas.device)
+    return offset.masked_fill(~(prediction.slots.candidate | prediction.slots.revisable), width)
 
 
 def check_count(name: str, value: int) -> None:

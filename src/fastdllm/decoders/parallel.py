@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fastdllm.canvas import Delta
-from fastdllm.decoders.base import Ranked, Turn, check_count, commit, rank
+from fastdllm.decoders.base import Ranked, Turn, check_count, commit
 from fastdllm.errors import OptionError
-from fastdllm.sampling import check_alg
+from fastdllm.sampling import check_alg, rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Ranked):
     """The ``k`` best slots at each pass; ``k=1`` is plain decoding."""
 
+    source: ClassVar[str] = "LLaDA, arXiv 2502.09992"
     k: int = 1
     alg: str = "maskgit_plus"
 
@@ -32,6 +34,7 @@ class TopK(Ranked):
 class Threshold(Ranked):
     """Every slot whose confidence is at least ``threshold``, and always the best one (Fast-dLLM, section 3.3)."""
 
+    source: ClassVar[str] = "Fast-dLLM, arXiv 2505.22618"
     threshold: float = 0.9
     alg: str = "maskgit_plus"
 
@@ -57,6 +60,7 @@ class Factor(Ranked):
     at least 1 - f / (n + 1). The best slot is always committed.
     """
 
+    source: ClassVar[str] = "Fast-dLLM, arXiv 2505.22618"
     factor: float = 1.0
     alg: str = "maskgit_plus"
 

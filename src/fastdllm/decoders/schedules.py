@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fastdllm.canvas import Delta, Region, to_device
-from fastdllm.decoders.base import Ranked, Turn, check_count, commit, rank
+from fastdllm.decoders.base import Ranked, Turn, check_count, commit
 from fastdllm.errors import OptionError
-from fastdllm.sampling import check_alg
+from fastdllm.sampling import check_alg, rank
 
 
 def steps_in_block(steps: int, region: Region) -> Tensor:
@@ -45,6 +46,7 @@ class Schedule(Ranked):
     ``steps`` beyond the number of slots would be passes that commit nothing; they are not made.
     """
 
+    source: ClassVar[str] = "LLaDA, arXiv 2502.09992"
     steps: int = 128
     remasking: str = "low_confidence"
     alg: str = "maskgit_plus"
@@ -78,6 +80,7 @@ class Timestep(Ranked):
     slots in proportion to exp(score / alg_temp) instead of taking the best.
     """
 
+    source: ClassVar[str] = "Dream, arXiv 2508.15487"
     steps: int = 128
     alg: str = "entropy"
     alg_temp: float = 0.0

@@ -72,7 +72,8 @@ class Attention(nn.Module):
         super().__init__()
         width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
         self.head_dim = config.head_dim
-        self.grouped = config.num_kv_heads != config.num_heads
+        self.group_size = config.num_heads // config.num_kv_heads
+        self.grouped = self.group_size > 1
         self.q = nn.Linear(width, width, bias=config.qkv_bias)
         self.k = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(width, kv_width, bias=config.qkv_bias)
@@ -97,6 +98,17 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D), projected out: (B, R, E)."""
         return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped))
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """How much each row of ``q`` takes from each key, (B, H, R, T), for those who must see it."""
+        scores: Tensor = q @ self.repeated(k).transpose(-1, -2) * self.head_dim**-0.5
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        return scores.softmax(-1)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """Keys or values (B, K, T, D) once for each query head (B, H, T, D)."""
+        return x.repeat_interleave(self.group_size, dim=1) if self.grouped else x
 
     def merge(self, mixed: Tensor) -> Tensor:
         """Project the heads' results (B, H, R, D) out: (B, R, E)."""

@@ -49,7 +49,7 @@ def open_results(
     if path is None:
         yield Results(None, frozenset(), None, sys.stdout)
         return
-    sidecar = path.with_name(f"{path.name}.run.json")
+    sidecar = _sidecar(path)
     run: dict[str, Any] = {"settings": json.loads(json.dumps(settings)), "runs": []}
     held: dict[Id, object] = {}
     if path.exists() and path.stat().st_size:
@@ -65,8 +65,12 @@ def open_results(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     run["runs"].append({"started": started, "finished_before": len(held), **environment})
     with path.open("a", encoding="utf-8") as file:
-        _replace(sidecar, json.dumps(run, indent=2) + "\n")
+        write_whole(sidecar, json.dumps(run, indent=2) + "\n")
         yield Results(path, frozenset(held), len(run["runs"]) - 1, file)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.run.json")
 
 
 def _read_sidecar(path: Path, sidecar: Path) -> dict[str, Any]:
@@ -105,7 +109,19 @@ def _read_held(path: Path) -> dict[Id, object]:
     return held
 
 
-def _replace(path: Path, content: str) -> None:
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The results in a file that :func:`open_results` has left."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """What each run that wrote to a file ran on; a result's ``run`` is a place in this list."""
+    runs: list[dict[str, Any]] = _read_sidecar(path, _sidecar(path))["runs"]
+    return runs
+
+
+def write_whole(path: Path, content: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(content, encoding="utf-8")

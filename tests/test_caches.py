@@ -1,0 +1,139 @@
+"""What each cache says it does: which rows, which products, which importance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdllm.caches.d2cache import Rollout, filled, nucleus, roll
+from fastdllm.kv import KVStore
+from fastdllm.state import RowState
+from toys import FAMILIES, prompts_of, toy_engine, toy_model
+
+
+def test_rollout_by_vectors_is_rollout_by_matrices():
+    """Column sums of the product of all (A + I) / 2, in float64, against a row of ones pushed through them."""
+    generator = torch.Generator().manual_seed(0)
+    T, layers = 23, 5
+    rows = torch.tensor([[1, 4, 5, 9, 22, T, T], [0, 1, 2, 3, 11, 12, 20]])  # the first pads two
+    means = [torch.rand(2, 7, T, generator=generator, dtype=torch.float64).softmax(-1) for _ in range(layers)]
+    column = torch.ones(2, T + 1, dtype=torch.float64)
+    for mean in reversed(means):
+        column = roll(column, rows, mean)
+    for b in range(2):
+        product = torch.eye(T, dtype=torch.float64)
+        for mean in means:
+            attention = torch.eye(T, dtype=torch.float64)
+            real = rows[b] < T
+            attention[rows[b][real]] = mean[b][real]
+            product = (attention + torch.eye(T)) / 2 @ product
+        torch.testing.assert_close(column[b, :T], product.sum(0), atol=1e-13, rtol=0)
+        assert column[b, :T].sum().item() == pytest.approx(T)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rollout_of_a_model_is_that_of_its_attention(family):
+    """Importance after a pass, against attention weights worked out layer by layer with matrices, float64."""
+    model = toy_model(family, seed=3, dtype=torch.float64)
+    config, (tokens,) = model.config, torch.tensor([prompts_of([17], seed=1)])
+    T = tokens.shape[1]
+    store = KVStore(
+        config.num_layers, 1, config.num_kv_heads, T, config.head_dim, dtype=torch.float64, device=torch.device("cpu")
+    )
+    everything, state = torch.arange(T)[None], RowState()
+    view = store.bind(torch.tensor([0]), everything, T)
+    hook = Rollout(view, state, torch.tensor([T]))
+    with torch.inference_mode():
+        hidden = model(tokens, everything, None, None, hook)
+        torch.testing.assert_close(hidden, model(tokens, everything), atol=1e-9, rtol=0)
+    product = torch.eye(T)
+    for mean in hook.means:
+        torch.testing.assert_close(mean.sum(-1), torch.ones(1, T))
+        product = (mean[0] + torch.eye(T)) / 2 @ product
+    torch.testing.assert_close(state["importance"][0], product.sum(0), atol=1e-5, rtol=0)
+
+
+def test_nucleus_and_gaps():
+    importance = torch.tensor([[4.0, 1.0, 3.0, 0.0, 2.0]])
+    kept = {share: nucleus(importance, share)[0].nonzero()[:, 0].tolist() for share in (0.0, 0.3, 0.4, 0.7, 0.95, 1.0)}
+    assert kept == {0.0: [0], 0.3: [0], 0.4: [0], 0.7: [0, 2], 0.95: [0, 2, 4], 1.0: [0, 1, 2, 3, 4]}
+    chosen = torch.tensor([[1, 0, 0, 1, 0, 0, 0, 1, 0]], dtype=torch.bool)
+    assert filled(chosen, 0).equal(chosen)
+    assert filled(chosen, 3)[0].long().tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 0]
+    assert filled(chosen, 4)[0].long().tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_d2cache_computes_few_rows_and_keeps_confidences_fresh(family):
+    engine = toy_engine(family, seed=1)
+    options = {"gen_length": 40, "block_length": 40, "decoder": "certainty:k=1", "stop_at_eos": False}
+    spec = "d2cache:current_k=4,rollout_p=0.05,inflate_w=0"
+    rows = [e.rows[0].rows_computed for e in engine.stream(prompts_of([60]), cache=spec, **options)]
+    assert rows[0] == 100
+    assert max(rows[1:]) <= 4 + 1 + 5 + 1  # chosen masks, the last commit, a nucleus of 5 %
+    plain = engine.generate(prompts_of([60]), cache="none", **options)[0]
+    assert len(rows) == plain.nfe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dkv_computes_masks_and_what_the_last_pass_committed(family):
+    engine = toy_engine(family, seed=1)
+    shift, gen, block, refresh = engine.config.shift, 20, 10, 4
+    done, last, step, at_block = set[int](), set[int](), 0, 0
+    options = {"gen_length": gen, "block_length": block, "decoder": "topk:k=2", "stop_at_eos": False}
+    for event in engine.stream(prompts_of([7]), cache=f"dkv:refresh={refresh}", **options):
+        (row,) = event.rows
+        step = 0 if row.block != at_block else step
+        at_block = row.block
+        moving = (set(range(gen)) - done) | last
+        rows = moving | {at - shift for at in moving}
+        assert row.rows_computed == (7 + gen if step % refresh == 0 else len(rows))
+        done, last, step = done | set(row.positions), set(row.positions), step + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dllm_leaves_out_what_it_does_not_choose(family):
+    """Products of one adaptive pass: the first layer in full, then the value probe and the chosen rows alone."""
+    engine, P, G = toy_engine(family, seed=1), 30, 24
+    options = {"gen_length": G, "block_length": G, "decoder": "topk:k=1", "stop_at_eos": False}
+    events = iter(engine.stream(prompts_of([P]), cache="dllm:kp=99,kr=99,rou=0.25", **options))
+    next(events)
+    with FlopCounterMode(display=False) as counter:
+        (row,) = next(events).rows
+    config, few = engine.config, int(0.25 * G)
+    width, kv, inner = config.hidden_size, config.num_kv_heads * config.head_dim, config.intermediate_size
+    layer = 2 * width * width + 2 * width * kv + 3 * width * inner
+    layers = config.num_layers - 1
+    expected = (P + G) * layer + layers * (few * (layer - width * kv) + G * width * kv)
+    head = (G - 1) * width * config.vocab_size
+    counted = sum(
+        n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op) and "bmm" not in str(op)
+    )
+    assert counted == 2 * (expected + head)
+    assert row.rows_computed == -((P + G + layers * few) // -config.num_layers)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_suffix_window_bounds_what_a_block_costs(cache):
+    """With gen_length four times as long a block computes the same rows and multiplies the same matrices."""
+    engine, costs = toy_engine(seed=1), []
+    for gen in (32, 128):
+        options = {"gen_length": gen, "block_length": 8, "decoder": "topk:k=4", "stop_at_eos": False}
+        events = iter(engine.stream(prompts_of([20]), cache=f"{cache}:suffix_window=8", **options))
+        for _ in range(2):
+            with FlopCounterMode(display=False) as counter:
+                (row,) = next(events).rows
+            costs.append((row.rows_computed, counter.get_total_flops()))
+    assert costs[:2] == costs[2:]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_prompt_rows_are_refreshed_every_so_many_blocks(cache):
+    engine, opened = toy_engine(seed=1), []
+    options = {"gen_length": 32, "block_length": 8, "decoder": "topk:k=4", "stop_at_eos": False}
+    for event in engine.stream(prompts_of([20]), cache=f"{cache}:prompt_every=3", **options):
+        (row,) = event.rows
+        if len(opened) == row.block:
+            opened.append(row.rows_computed)
+    assert opened == [52, 32, 32, 52]
