@@ -64,9 +64,9 @@ def main() -> None:
         insert(document, "measured", table)
         insert(document, "copied", f"All names and things are the question's in {copied(tiny)}.")
     insert(ROOT / "docs" / "arena.md", "arena", (everything / "arena.md").read_text())
-    for folder, name in ((tiny, "tiny-measured"), (everything, "arena")):
-        for kind in ("json", "png"):
-            shutil.copy(folder / f"arena.{kind}", ROOT / "docs" / f"{name}.{kind}")
+    shutil.copy(tiny / "arena.json", ROOT / "docs" / "tiny-measured.json")
+    for kind in ("json", "png"):
+        shutil.copy(everything / f"arena.{kind}", ROOT / "docs" / f"arena.{kind}")
 
 
 if __name__ == "__main__":

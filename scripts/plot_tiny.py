@@ -18,7 +18,7 @@ COLOURS = {"none": "#1b6ca8", "prefix": "#d1495b", "dual": "#2e8b57"}
 
 
 def series(axes: Axes, settings: dict[str, dict], x: str, decoders: list[str], cache: str, **style: object) -> None:
-    points = [settings[f"{cache} {decoder}"] for decoder in decoders]
+    points = [settings[f"{cache}/{decoder}"] for decoder in decoders]
     low = [p["accuracy"] - p["interval"][0] for p in points]
     high = [p["interval"][1] - p["accuracy"] for p in points]
     axes.errorbar(
@@ -28,7 +28,7 @@ def series(axes: Axes, settings: dict[str, dict], x: str, decoders: list[str], c
 
 def main() -> None:
     record = json.loads((ROOT / "docs" / "tiny-measured.json").read_text())
-    settings = record["settings"]
+    settings = {entry["name"]: entry for entry in record["methods"]}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained", sharey=True)
     series(
         left,
@@ -71,9 +71,8 @@ def main() -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(
-        f"Embedded model, {record['problems']} held-out problems, 95 % intervals", fontsize=10, color="#555555"
-    )
+    count = record["methods"][0]["problems"]
+    figure.suptitle(f"Embedded model, {count} held-out problems, 95 % intervals", fontsize=10, color="#555555")
     figure.savefig(ROOT / "docs" / "tiny-measured.png", dpi=130)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdllm.caches.d2cache import Rollout, filled, nucleus, roll
+from fastdllm.caches.d2cache import D2Cache, Rollout, filled, nucleus, roll
 from fastdllm.kv import KVStore
 from fastdllm.state import RowState
 from toys import FAMILIES, prompts_of, toy_engine, toy_model
@@ -64,16 +64,37 @@ def test_nucleus_and_gaps():
     assert filled(chosen, 4)[0].long().tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 0]
 
 
+class Watched(D2Cache):
+    """Checks at every pass that the confidences held are those of the pass where it computed the slot."""
+
+    def observe(self, prediction, state):
+        before = state["confidence"].clone()
+        super().observe(prediction, state)
+        known, at = prediction.slots.known, prediction.positions
+        assert state["confidence"].gather(1, at)[known].equal(prediction.confidence[known])
+        untouched = torch.ones_like(before, dtype=torch.bool).scatter_(
+            1, at.masked_fill(~known, before.shape[1] - 1), False
+        )
+        assert state["confidence"][untouched].equal(before[untouched])
+        MOVED.append(int((state["confidence"] != before).sum()))
+
+
+MOVED: list[int] = []
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_d2cache_computes_few_rows_and_keeps_confidences_fresh(family):
-    engine = toy_engine(family, seed=1)
+    engine, spec = toy_engine(family, seed=1), "d2cache:current_k=4,rollout_p=0.05,inflate_w=0"
     options = {"gen_length": 40, "block_length": 40, "decoder": "certainty:k=1", "stop_at_eos": False}
-    spec = "d2cache:current_k=4,rollout_p=0.05,inflate_w=0"
-    rows = [e.rows[0].rows_computed for e in engine.stream(prompts_of([60]), cache=spec, **options)]
+    MOVED.clear()
+    cache = Watched(current_k=4, rollout_p=0.05, inflate_w=0)
+    rows = [e.rows[0].rows_computed for e in engine.stream(prompts_of([60]), cache=cache, **options)]
     assert rows[0] == 100
     assert max(rows[1:]) <= 4 + 1 + 5 + 1  # chosen masks, the last commit, a nucleus of 5 %
-    plain = engine.generate(prompts_of([60]), cache="none", **options)[0]
-    assert len(rows) == plain.nfe
+    assert len(rows) == 40
+    assert MOVED[0] == 40  # every mask is predicted at first, and some again at every pass
+    assert min(MOVED[1:]) >= 1
+    assert rows == [e.rows[0].rows_computed for e in engine.stream(prompts_of([60]), cache=spec, **options)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
