@@ -12,7 +12,7 @@ import fastdllm
 ROOT = Path(fastdllm.__file__).parent
 # Modules of a tier may import the tiers above it and one another; surfaces never import one another.
 TIERS = (
-    ("errors",),
+    ("errors", "events"),
     ("canvas", "state"),
     ("kv", "sampling", "density"),
     ("caches", "decoders", "models", "frequencies"),

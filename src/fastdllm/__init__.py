@@ -4,20 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdllm.canvas import RowEvent, StepEvent
     from fastdllm.completion import Completion
     from fastdllm.config import GenerationConfig
     from fastdllm.engine import Engine, Generation, load
     from fastdllm.errors import CheckpointError, FastdllmError, NumericalError, OptionError
+    from fastdllm.events import RowEvent, StepEvent
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "canvas": ("RowEvent", "StepEvent"),
     "completion": ("Completion",),
     "config": ("GenerationConfig",),
     "engine": ("Engine", "Generation", "load"),
     "errors": ("CheckpointError", "FastdllmError", "NumericalError", "OptionError"),
+    "events": ("RowEvent", "StepEvent"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

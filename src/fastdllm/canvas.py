@@ -15,14 +15,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastdllm.errors import NumericalError
-
-FinishReason = Literal["stop", "length"]
+from fastdllm.events import FinishReason, RowEvent, StepEvent
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
@@ -88,31 +86,6 @@ class Delta:
     """Rows (B,) whose block stays open although it has no mask left; None for no row."""
     rows: Tensor | None = None
     """Rows (B,) computed for the decision itself, on the host; None for none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowEvent:
-    """What one pass did to one prompt. Positions count from the first answer slot."""
-
-    index: int
-    nfe: int
-    block: int
-    rows_computed: int
-    positions: tuple[int, ...]
-    """Slots written; by a revising decoder some of them not for the first time."""
-    tokens: tuple[int, ...]
-    confidences: tuple[float, ...]
-    remasked: tuple[int, ...] = ()
-    """Slots opened again."""
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepEvent:
-    """One pass over the batch: an entry for each prompt that took part in it."""
-
-    step: int
-    rows: tuple[RowEvent, ...]
 
 
 class Canvas:

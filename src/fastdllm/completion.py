@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastdllm.canvas import FinishReason, RowEvent, StepEvent
+from fastdllm.events import FinishReason, RowEvent, StepEvent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from typing import TypeAlias
 import torch
 from typing_extensions import Unpack
 
-from fastdllm.canvas import Canvas, StepEvent
+from fastdllm.canvas import Canvas
 from fastdllm.completion import Completion, Draft, fold
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
+from fastdllm.events import StepEvent
 from fastdllm.loop import decode
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
 from fastdllm.models.config import ModelConfig

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fastdllm.caches import CachePolicy, Plan
-from fastdllm.canvas import Canvas, Region, StepEvent, to_device
+from fastdllm.canvas import Canvas, Region, to_device
 from fastdllm.decoders import Decoder, Turn
+from fastdllm.events import StepEvent
 from fastdllm.kv import KVStore, ShadowStore
 from fastdllm.models.transformer import Transformer
 from fastdllm.sampling import Sampling, propose

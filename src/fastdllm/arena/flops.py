@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdllm.canvas import RowEvent
+from fastdllm.events import RowEvent
 
 # Torch has no formula for the CPU's kernel, and older versions none for grouped-query attention in the others.
 KERNELS = (

@@ -14,9 +14,9 @@ from rich.text import Text
 from fastdllm.cli.console import printable
 
 if TYPE_CHECKING:
-    from fastdllm.canvas import StepEvent
     from fastdllm.completion import Draft
     from fastdllm.engine import Engine, Generation
+    from fastdllm.events import StepEvent
 
 # Early to late; each is readable on a dark and on a light background.
 PALETTE = ("#4f7cff", "#1f9fd0", "#14a58c", "#4fa63a", "#a8941c", "#d9822b", "#df5548", "#c653b4")

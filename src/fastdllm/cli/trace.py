@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdllm.canvas import StepEvent
+    from fastdllm.events import StepEvent
 
 FORMAT = 1
 
