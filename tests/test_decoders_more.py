@@ -170,16 +170,20 @@ def test_klass_is_its_definition(history, seed):
     assert max(len(committed(delta)) for delta in found) > 1
 
 
-def test_a_slot_that_a_pass_did_not_predict_settles_anew():
+def test_klass_counts_passes_that_brought_a_row_up_to_date():
+    """A stale distribution agrees with itself: without a fresh pass a slot's history stays as it was."""
     logits, notes = torch.eye(4)[None] * 9, RowState()
-    rule, known = parse_decoder("klass:threshold=0.5,history=1"), [{0, 1, 2, 3}] * 2 + [{0, 2}] + [{0, 1, 2, 3}] * 2
+    rule, everything = parse_decoder("klass:threshold=0.5,history=1"), {0, 1, 2, 3}
+    passes = [(everything, {0, 2}), (everything, {0, 2}), ({0, 2}, {0, 2}), (everything, everything)]
+    passes += [(everything, set()), (everything, everything)]
     found = []
-    for i, some in enumerate(known):
+    for step, (known, fresh) in enumerate(passes):
+        mask, up_to_date = (torch.tensor([[at in some for at in range(4)]]) for some in (known, fresh))
         prediction = prediction_of(logits)
-        mask = torch.tensor([[at in some for at in range(4)]])
-        slots = replace(prediction.slots, known=mask, candidate=mask)
-        found.append(committed(rule.step(replace(turn_of(replace(prediction, slots=slots), step=i), notes=notes))))
-    assert found == [[0], [0, 1, 2, 3], [0, 2], [0, 2], [0, 1, 2, 3]]
+        slots = replace(prediction.slots, known=mask, fresh=up_to_date, candidate=mask)
+        turn = replace(turn_of(replace(prediction, slots=slots), step=step), notes=notes)
+        found.append(committed(rule.step(turn)))
+    assert found == [[0], [0, 2], [0, 2], [0, 2], [0, 2], [0, 1, 2, 3]]
 
 
 class Warm(Threshold):
@@ -193,7 +197,7 @@ class Warm(Threshold):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_klass_content_with_any_change_is_threshold_from_the_second_pass_of_a_block(family):
     """In the first there is nothing to compare with, and no slot counts as settled."""
-    klass = Klass(threshold=0.4, kl_threshold=math.inf, history=1)
+    klass = Klass(threshold=0.4, kl_threshold=math.inf, history=1, scope="block")
     assert canvases(family, klass) == canvases(family, Warm(threshold=0.4))
 
 

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from fastdllm import Completion, OptionError
-from fastdllm.caches import CACHES
+from fastdllm.caches import CACHES, D2Cache, DKVCache, DLLMCache, DualCache
+from fastdllm.caches.blockwise import Blockwise
 from fastdllm.config import parse_cache, parse_decoder
 from fastdllm.decoders import DECODERS
 from toys import EOS, FAMILIES, MASK, prompts_of, toy_engine
@@ -24,7 +25,7 @@ DECODER_SPECS = (
     "credit:threshold=0.4", "slowfast:threshold=0.4,low_threshold=0.6,slow_steps=2",
     "edit:threshold=0.4,edit_threshold=0.5,post_steps=3", "saber:n=2", "wino:threshold=0.4,threshold_back=0.5",
 )  # fmt: skip
-GEN, BLOCK, LENGTHS = 22, 8, [5, 19, 2]
+GEN, BLOCK, LENGTHS = 22, 8, [5, 19, 0]
 FILES: dict[str, str] = {}
 
 
@@ -50,17 +51,43 @@ def test_the_matrix_misses_no_method():
     assert {spec.partition(":")[0] for spec in DECODER_SPECS} == set(DECODERS)
 
 
+def rows_of(spec, family, prompt, block, step, nfe) -> tuple[int, int]:
+    """Fewest and most rows that a cache may compute in a pass; equal where its policy leaves no choice."""
+    cache, whole, shift = parse_cache(spec), prompt + GEN, family == "dream"
+    start, end = prompt + block * BLOCK, prompt + min((block + 1) * BLOCK, GEN)
+    if isinstance(cache, Blockwise):
+        reach = whole if cache.suffix_window is None else min(whole, end + cache.suffix_window)
+        inside = max(start - shift, 0)
+        if step == 0:
+            exact = reach - (prompt if block % cache.prompt_every else 0)
+        else:
+            exact = (end if isinstance(cache, DualCache) else reach) - inside
+        return exact, exact
+    if isinstance(cache, DLLMCache):
+        few = (GEN if nfe % cache.kr == 0 else int(cache.rou * GEN)) + (prompt if nfe % cache.kp == 0 else 0)
+        mean = -((whole + 2 * few) // -3)
+        return mean, mean
+    if (isinstance(cache, DKVCache) and step % cache.refresh) or (isinstance(cache, D2Cache) and nfe):
+        return 1, whole
+    return whole, whole
+
+
 def run(family, cache, spec) -> list[Completion]:
     """Generate, holding every pass to what is promised for all methods."""
     prompts, decoder = prompts_of(LENGTHS, seed=4), decoder_of(spec)
     generation = engine(family).start(prompts, gen_length=GEN, block_length=BLOCK, cache=cache, decoder=decoder)
     revises, total = decoder.revises, range(len(prompts))
     canvas = [dict[int, int]() for _ in total]
+    last, step_of = [-1 for _ in total], [0 for _ in total]
     for event in generation:
         for row in event.rows:
             now, before = canvas[row.index], len(canvas[row.index])
             assert MASK not in row.tokens
-            assert 0 < row.rows_computed <= len(prompts[row.index]) + GEN + revises * BLOCK
+            step = 0 if row.block != last[row.index] else step_of[row.index]
+            step_of[row.index], last[row.index] = step + 1, row.block
+            shadows = min(BLOCK, GEN - row.block * BLOCK) if decoder.verifies and step else 0
+            low, high = rows_of(cache, family, len(prompts[row.index]), row.block, step, row.nfe - 1)
+            assert low <= row.rows_computed - shadows <= high
             assert all(at // BLOCK == row.block for at in (*row.positions, *row.remasked))
             assert revises or not (set(row.positions) & set(now) or row.remasked)
             assert not set(row.positions) & set(row.remasked)
@@ -102,7 +129,7 @@ def same(family, left, right, layers=3, nfe=True, **options):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("decoder", ["topk:k=1", "threshold:threshold=0.4", "edit:threshold=0.4", "saber"])
 @pytest.mark.parametrize(
-    "cache", [c for c in CACHE_SPECS if "suffix_window" not in c and not c.startswith(("none", "dllm", "d2cache"))]
+    "cache", [c for c in CACHE_SPECS if "suffix_window" not in c and not c.startswith(("none", "d2cache"))]
 )
 def test_on_one_layer_every_cache_is_exact(family, decoder, cache):
     """Keys and values depend on a row's own token alone there: of an unchanged row none is stale."""
@@ -129,6 +156,7 @@ def test_a_cache_that_refreshes_everything_is_none(family, decoder, cache):
         (("prefix:suffix_window=99", "topk:k=2"), ("prefix", "topk:k=2")),
         (("dual", "edit:threshold=0.4,edit_threshold=1"), ("dual", "threshold:threshold=0.4")),
         (("none", "wino:threshold=2,threshold_back=0"), ("none", "topk:k=1")),
+        (("dual", "wino:threshold=0,threshold_back=0"), ("dual", "topk:k=5")),  # 70 % of 8 masks, then 5 at least
         (("dllm:kp=1,kr=3,rou=0", "topk:k=1"), ("dllm:kp=1,kr=3,rou=0.04", "topk:k=1")),  # 4 % of 22 rows is none
     ],
 )

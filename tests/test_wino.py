@@ -61,7 +61,7 @@ def test_a_verifier_does_not_know_the_token_it_verifies(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cache", ["none", "dual", "prefix", "dllm:kp=4,kr=2", "d2cache:current_k=6"])
+@pytest.mark.parametrize("cache", ["dual", "prefix", "dllm:kp=4,kr=2", "d2cache:current_k=6"])
 def test_verifying_leaves_the_store_as_it_was(family, cache, monkeypatch):
     """A threshold_back of 0 takes nothing back: with and without verifiers a run is the same."""
     options = {"gen_length": 20, "block_length": 8, "cache": cache, "decoder": "wino:threshold=0.4,threshold_back=0"}

@@ -69,7 +69,7 @@ def toy_engine(family: Family = "llada", layers: int = 3, seed: int = 0, **chang
 def open_slots(batch: int, count: int) -> Slots:
     """Slots 0, 1, ... of canvases without prompts, all of them open and predicted."""
     yes, at = torch.ones(batch, count, dtype=torch.bool), torch.arange(count).expand(batch, count)
-    return Slots(positions=at, current=torch.full_like(at, MASK), known=yes, candidate=yes, revisable=~yes)
+    return Slots(positions=at, current=torch.full_like(at, MASK), known=yes, fresh=yes, candidate=yes, revisable=~yes)
 
 
 def turn_of(prediction: Prediction, *, size: int | None = None, step: int = 0, logits: Tensor | None = None) -> Turn:

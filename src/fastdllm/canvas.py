@@ -65,10 +65,12 @@ class Slots:
     """Ids that stand there."""
     known: Tensor
     """True where the pass computed the row that predicts the slot."""
+    fresh: Tensor
+    """True where it did so in every layer: the prediction could differ from that of the pass before."""
     candidate: Tensor
     """Known open slots of the block: what may be committed."""
     revisable: Tensor
-    """Known committed slots of the block: what a revising decoder may write again or open."""
+    """Fresh committed slots of the block: what a revising decoder may write again or open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +185,8 @@ class Canvas:
         most = width if beyond else int(region.masked.max())
         return slots.masked_fill(left_out, self.width).sort(dim=1).values[:, :most]
 
-    def view(self, positions: Tensor, known: Tensor, region: Region) -> Slots:
-        """What stands at ``positions`` (B, M), and what may be done there; ``known`` as in :class:`Slots`."""
+    def view(self, positions: Tensor, known: Tensor, fresh: Tensor, region: Region) -> Slots:
+        """What stands at ``positions`` (B, M), and what may be done there; the rest as in :class:`Slots`."""
         current = self._tokens.gather(1, positions)
         is_open = current == self.mask_id
         inside = known & (positions < to_device(region.end[:, None], self.device))
@@ -192,8 +194,9 @@ class Canvas:
             positions=positions,
             current=current,
             known=known,
+            fresh=fresh,
             candidate=inside & is_open,
-            revisable=inside & ~is_open,
+            revisable=inside & fresh & ~is_open,
         )
 
     def at(self, batch: Tensor, positions: Tensor) -> Tensor:

@@ -39,12 +39,13 @@ def decode(
         region = canvas.region(model.config.shift)
         plan = cache.plan(canvas, region, run.state)
         beyond = cache.looks_beyond or decoder.looks_beyond
-        slots = canvas.slots(region, committed=decoder.revises, beyond=beyond)
-        logits, known = block_logits(run, plan, slots)
+        wanted = canvas.slots(region, committed=decoder.revises, beyond=beyond)
+        logits, slots, known = block_logits(run, plan, wanted)
         if cfg_scale:
-            logits = guide(logits, unconditional(run, plan, slots), cfg_scale)
-        nfe = to_device(region.nfe, canvas.device)
-        prediction = propose(logits, canvas.view(slots, known, region), sampling, nfe, canvas.mask_id)
+            logits = guide(logits, unconditional(run, plan, wanted), cfg_scale)
+        fresh = cache.fresh((slots - region.shift).clamp(min=0), run.state)
+        view = canvas.view(slots, known, known if fresh is None else known & fresh, region)
+        prediction = propose(logits, view, sampling, to_device(region.nfe, canvas.device), canvas.mask_id)
         cache.observe(prediction, run.state)
         check = partial(leave_one_out, run, region, plan)
         delta = decoder.step(Turn(canvas, region, prediction, notes, check))
@@ -86,17 +87,22 @@ def allocate(model: Transformer, canvas: Canvas) -> KVStore:
     )  # fmt: skip
 
 
-def block_logits(run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, M, V) that predict ``slots`` (B, M), from one pass over the planned rows; and which are known (B, M).
+def block_logits(run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the ``slots`` (B, M) that one pass over the planned rows predicts.
 
     Batch rows that compute many positions and those that compute few go through the network apart,
-    so that neither pads the other. The head sees the rows that predict a slot and no others.
+    so that neither pads the other. The head sees the rows that predict a slot and no others, but for padding.
+
+    Returns:
+        Logits (B, K, V), their slots (B, K) and which of these are known (B, K); K is M, or the most rows
+        that a batch row computes where these are fewer.
     """
     sources = (slots - run.model.config.shift).clamp(min=0)
     hidden, known = torch.empty(0), torch.empty(0)
     for group in plan.groups():
         width = int(plan.counts[group].max())
-        rows, reach = to_device(plan.rows[group, :width], slots.device), int(plan.reach[group].max())
+        rows = to_device(plan.rows[to_device(group, plan.rows.device), :width], slots.device)
+        reach = int(plan.reach[group].max())
         on_device = to_device(group, slots.device)
         out = run_rows(run, plan, group, rows, reach)
         wanted = sources[on_device]
@@ -109,7 +115,13 @@ def block_logits(run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor]:
             if not len(hidden):
                 hidden, known = out.new_zeros(*slots.shape, out.shape[-1]), torch.zeros_like(slots, dtype=torch.bool)
             hidden[on_device], known[on_device] = out, present
-    return run.model.logits(hidden), known
+    most = int(plan.counts.max())
+    if most < slots.shape[1]:  # more slots are wanted than rows were computed: leave out what cannot be known
+        slots, order = slots.masked_fill(~known, run.canvas.width).sort(dim=1)
+        slots, order = slots[:, :most], order[:, :most]
+        known = known.gather(1, order)
+        hidden = hidden.gather(1, order[..., None].expand(*order.shape, hidden.shape[-1]))
+    return run.model.logits(hidden), slots, known
 
 
 def run_rows(run: Run, plan: Plan, group: Tensor, rows: Tensor, reach: int) -> Tensor:

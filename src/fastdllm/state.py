@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastdllm.canvas import to_device
+
 
 class RowState(dict[str, Tensor]):
     """Named tensors whose first axis is the batch: strategies themselves stay constant.
@@ -14,4 +16,4 @@ class RowState(dict[str, Tensor]):
     def keep(self, batch: Tensor) -> None:
         """Drop every batch row that is not in ``batch``."""
         for name, tensor in self.items():
-            self[name] = tensor[batch.to(tensor.device)]
+            self[name] = tensor[to_device(batch, tensor.device)]

@@ -27,7 +27,8 @@ class DLLMCache(Policy):
 
     The first layer is computed in full at every pass. In the others the prompt's rows are computed at every
     ``kp``-th pass and the answer's at every ``kr``-th; between these, those ``rou`` of the answer's rows whose
-    values have turned furthest from the stored ones (section 3.2). Passes count over the whole answer.
+    values have turned furthest from the stored ones (section 3.2). Passes count over the whole answer. Rows
+    charged to a pass are the mean over layers; the values of all answer rows, by which some are chosen, are not.
     """
 
     source: ClassVar[str] = "dLLM-Cache, arXiv 2506.06295"
@@ -58,9 +59,17 @@ class DLLMCache(Policy):
 
     def layers(self, plan: Plan, group: Tensor, view: BoundStore, state: RowState) -> ReusedLayers:
         phase = int(plan.phase[group[0]])
+        if "fresh" not in state:
+            state["fresh"] = torch.ones(
+                view.store.batch, view.store.length + 1, dtype=torch.bool, device=view.rows.device
+            )
+        state["fresh"][view.batch] = True
         hook = ReusedLayers(view, state, prompt=bool(phase & 2), answer=bool(phase & 1), rou=self.rou)
         plan.computed[group] = hook.rows_computed(plan.counts[group])
         return hook
+
+    def fresh(self, rows: Tensor, state: RowState) -> Tensor | None:
+        return state["fresh"].gather(1, rows)
 
 
 class ReusedLayers:
@@ -88,6 +97,8 @@ class ReusedLayers:
     def run(self, block: Block, layer: int, x: Tensor, angles: Angles, visible: Tensor | None) -> Tensor:
         rows = self._refresh(block, layer, x, angles)
         batch, reach = self.view.batch, self.view.reach
+        if layer:
+            self._note(rows)
         for name in ("attention", "feed_forward"):
             if rows.shape[1]:
                 chosen = _take(x, rows)
@@ -99,6 +110,12 @@ class ReusedLayers:
                 self._held(name, x)[batch[:, None], layer, rows] = added
             x = x + self._held(name, x)[batch, layer, : x.shape[1]]
         return x
+
+    def _note(self, rows: Tensor) -> None:
+        """Keep in the state which rows every layer so far has computed: ``fresh`` (B, T + 1)."""
+        store, batch = self.view.store, self.view.batch
+        here = torch.zeros(len(rows), store.length + 1, dtype=torch.bool, device=rows.device).scatter_(1, rows, True)
+        self.state["fresh"][batch] = self.state["fresh"][batch] & here
 
     def _refresh(self, block: Block, layer: int, x: Tensor, angles: Angles) -> Tensor:
         """Bring keys and values up to date; the rows (N, S) whose outputs are to be, too."""

@@ -78,6 +78,10 @@ class CachePolicy(Protocol):
         """How the batch rows ``group`` (N,) go through the network's layers; None for plainly."""
         ...
 
+    def fresh(self, rows: Tensor, state: RowState) -> Tensor | None:
+        """Which of the computed ``rows`` (B, M) the pass brought up to date in every layer; None for all of them."""
+        ...
+
     def observe(self, prediction: Prediction, state: RowState) -> None:
         """Take note of what a pass predicted."""
         ...
@@ -91,6 +95,9 @@ class Policy:
     looks_beyond: ClassVar[bool] = False
 
     def layers(self, plan: Plan, group: Tensor, view: BoundStore, state: RowState) -> LayerHook | None:
+        return None
+
+    def fresh(self, rows: Tensor, state: RowState) -> Tensor | None:
         return None
 
     def observe(self, prediction: Prediction, state: RowState) -> None:
@@ -111,5 +118,9 @@ def changed_slots(canvas: Canvas, state: RowState) -> Tensor:
 
 
 def sources_of(slots: Tensor, shift: int) -> Tensor:
-    """Rows (B, T) that predict the slots that are True in ``slots`` (B, T)."""
-    return slots if shift == 0 else torch.cat((slots[:, shift:], torch.zeros_like(slots[:, :shift])), dim=1)
+    """Rows (B, T) that predict the slots that are True in ``slots`` (B, T); row 0 does for those that have none."""
+    if shift == 0:
+        return slots
+    rows = torch.cat((slots[:, shift:], torch.zeros_like(slots[:, :shift])), dim=1)
+    rows[:, 0] |= slots[:, :shift].any(1)
+    return rows

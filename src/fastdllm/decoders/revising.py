@@ -88,14 +88,14 @@ class Saber(Ranked):
         return replace(commit(prediction, fill), remask=remask)
 
     def _change(self, turn: Turn, likeliest: Tensor) -> Tensor:
-        """By how much the likeliest token's probability (B, M) rose since the last pass; infinite where unknown."""
+        """By how much the likeliest token's probability (B, M) rose since the last pass; more than 1 where unknown."""
         at, width = offsets(turn), turn.canvas.block_length
         unknown = likeliest.new_full((len(at), width + 1), float("inf"))
         before = turn.notes.get("likeliest", unknown)
         before = torch.where(in_new_block(turn.region, at.device), unknown, before)
-        turn.notes["likeliest"] = before.scatter(1, at, likeliest)
+        turn.notes["likeliest"] = unknown.scatter(1, at, likeliest)
         change = likeliest - before.gather(1, at)
-        return torch.where(change.isfinite(), change, float("inf"))
+        return torch.where(change.isfinite(), change, 2.0)
 
 
 def current_probability(logits: Tensor, prediction: Prediction, turn: Turn) -> Tensor:

@@ -25,7 +25,8 @@ class Klass(Ranked):
     """Every slot at least ``threshold`` sure whose distribution has settled; failing any, the best one (KLASS).
 
     Settled: in each of the last ``history`` passes KL(p || p before) was below ``kl_threshold`` (arXiv
-    2511.05664). A slot that a pass did not predict has to settle anew. With ``scope=answer``, as released,
+    2511.05664). Passes that did not bring a slot's row up to date do not count for it: a stale distribution
+    always agrees with itself. With ``scope=answer``, as released,
     every open slot of the answer is watched from the first pass on, which needs all of them predicted and V
     numbers kept for each. With ``scope=block`` the slots of the block alone are, and settle anew in each
     block: its first ``history`` passes commit one token each.
@@ -57,9 +58,9 @@ class Klass(Ranked):
         return commit(prediction, torch.where(ready.any(1, keepdim=True), ready, best))
 
     def _divergences(self, turn: Turn) -> Tensor:
-        """KL divergence (B, M, H) of each slot over the last passes, the newest last; infinite where unknown."""
+        """KL divergence (B, M, H) of each slot over its last fresh passes, the newest last; infinite where unknown."""
         notes, prediction = turn.notes, turn.prediction
-        at, width, watched, fresh = self._places(turn)
+        at, width, watched, anew = self._places(turn)
         p = prediction.logits.softmax(-1)
         log_p = (p + 1e-12).log()
         if not notes:
@@ -67,16 +68,19 @@ class Klass(Ranked):
             notes["log_p"] = p.new_zeros(*shape, p.shape[-1])
             notes["divergences"] = p.new_full((*shape, self.history), float("inf"))
             notes["seen"] = torch.zeros(shape, dtype=torch.bool, device=p.device)
-        by_token = at[..., None].expand_as(p)
+        notes["seen"] &= ~anew
+        notes["divergences"].masked_fill_(anew[..., None], float("inf"))
+        by_token, by_pass = at[..., None].expand_as(p), at[..., None].expand(-1, -1, self.history)
         change = (p * (log_p - notes["log_p"].gather(1, by_token))).sum(-1)
-        seen = notes["seen"].gather(1, at) & ~fresh
-        by_pass = at[..., None].expand(-1, -1, self.history)
-        # Of another block's numbers none outlives the infinite one with which a slot begins.
-        divergences = notes["divergences"].gather(1, by_pass).roll(-1, dims=2)
-        divergences[..., -1] = change.masked_fill(~seen, float("inf"))
-        notes["log_p"].scatter_(1, by_token, log_p)
+        held = notes["divergences"].gather(1, by_pass)
+        moved = held.roll(-1, dims=2)
+        moved[..., -1] = change.masked_fill(~notes["seen"].gather(1, at), float("inf"))
+        fresh = watched & prediction.slots.fresh
+        divergences = torch.where(fresh[..., None], moved, held)
+        into = at.masked_fill(~fresh, width)[..., None]
+        notes["log_p"].scatter_(1, into.expand_as(p), log_p)
         notes["divergences"].scatter_(1, by_pass, divergences)
-        notes["seen"] = torch.zeros_like(notes["seen"]).scatter_(1, at, watched)
+        notes["seen"].scatter_(1, into[..., 0], True)
         return divergences
 
     def _places(self, turn: Turn) -> tuple[Tensor, int, Tensor, Tensor]:
