@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-QUESTION := Mia buys 6 apples at $$4 each and 3 pens at $$5 each. She pays with $$50. How much change does Mia get?
+QUESTION := Ana has 19 apples. She gives 4 apples to each of 2 friends and then finds 11 more. How many apples does Ana have now?
 
 .PHONY: run test setup tiny measure clean
 

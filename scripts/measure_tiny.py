@@ -28,16 +28,21 @@ WORDS = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}
 
 
 def arena(name: str, problems: int) -> Path:
-    """Run the methods of ``name``.methods; the folder with the results."""
+    """Run the methods of ``name``.methods; a folder with the table. All share their answers, so none is given twice."""
     command = ["arena", "--methods", f"scripts/{name}.methods", "--count", str(problems), "--dtype", "float32"]
-    out = ["--out", str((WORK / name).relative_to(ROOT))]
-    subprocess.run([sys.executable, "-m", "fastdllm", *command, *out], cwd=ROOT, check=True)
-    return WORK / name
+    subprocess.run(
+        [sys.executable, "-m", "fastdllm", *command, "--out", str(WORK.relative_to(ROOT))], cwd=ROOT, check=True
+    )
+    kept = WORK / name
+    kept.mkdir(exist_ok=True)
+    for kind in ("json", "md", "png"):
+        shutil.copy(WORK / f"arena.{kind}", kept / f"arena.{kind}")
+    return kept
 
 
-def own_words(folder: Path, method: str) -> tuple[int, int]:
+def own_words(method: str) -> tuple[int, int]:
     """Answers of a method whose names and things are all in the question, and how many answers there are."""
-    lines = [line for line in read_results(folder / "answers.jsonl") if line["id"].startswith(f"{method} #")]
+    lines = [line for line in read_results(WORK / "answers.jsonl") if line["id"].startswith(f"{method} #")]
     return sum(words(line["text"]) <= words(line["prompt"]) for line in lines), len(lines)
 
 
@@ -50,7 +55,7 @@ def copied(folder: Path) -> str:
     kept: dict[str, Any] = json.loads((folder / "arena.json").read_text())
     wanted = ("none/topk:k=1", "dual/threshold:threshold=0.9")
     keys = {entry["name"]: entry["key"] for entry in kept["methods"]}
-    counts = [own_words(folder, keys[name]) for name in wanted]
+    counts = [own_words(keys[name]) for name in wanted]
     return " and ".join(f"{own} of {total} (`{name}`)" for (own, total), name in zip(counts, wanted, strict=True))
 
 

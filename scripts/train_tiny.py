@@ -33,10 +33,10 @@ LAST_RATE, LAST_LENGTH = 0.2, 128  # of the steps that train on what caches leav
 NEAR = 8  # how many tokens right of a frontier count for much
 NEAR_WEIGHT, FAR_WEIGHT, PAD_WEIGHT = 0.5, 0.05, 0.1
 FRONTIER, BLOCKWISE, HARD_LAST = 0.65, 0.82, 0.93  # kinds of row, as cumulative shares
-DRILLS = 0.15  # share of rows that hold sums alone
-CLOZE = 0.4  # share of the other rows that mask the copied words alone
-AT_RESULT, AT_COPY = 0.45, 0.35  # shares of the frontiers that stand at a result, at a copied word
-OFTEN = {"slices": 1.0, "save": 0.67, "change": 0.67, "give": 0.67, "boxes": 0.67}  # their words take longest to learn
+DRILLS = 0.2  # share of rows that hold sums alone
+CLOZE = 0.2  # share of the other rows that mask the copied words alone
+AT_RESULT, AT_COPY = 0.45, 0.2  # shares of the frontiers that stand at a result, at a copied word
+OFTEN = {"slices": 0.7, "save": 0.4, "change": 1.0, "give": 0.5, "boxes": 0.5}  # their words take longest to learn
 COPIED = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}  # words an answer takes from its question
 
 
@@ -57,7 +57,7 @@ class Batches:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         made = problems(seed, held_out=False)
-        self.stream = (p for p in made if self.rng.random() < OFTEN.get(p.template, 0.33))
+        self.stream = (p for p in made if self.rng.random() < OFTEN.get(p.template, 0.35))
         self.bos, self.eos, self.start, self.end, self.eot, self.mask = map(tokenizer.token_to_id, SPECIAL)
         names = ("user", "assistant", "\n\n")
         self.user, self.assistant, self.gap = (tokenizer.encode(w).ids[0] for w in names)
@@ -122,7 +122,7 @@ def corrupt(
     Four kinds of row: 65 % frontier (all right of a point is masked), 17 % block-wise as a decoder
     leaves it (clean left of a block, the hard tokens of the block last, all right of it masked),
     11 % the same over the whole answer, 7 % LLaDA's uniform masking. Frontiers stand at a result (45 %),
-    at a word copied from the question (35 %), or anywhere. Of all these rows 40 % mask the copied words
+    at a word copied from the question (20 %), or anywhere. Of all these rows 20 % mask the copied words
     alone instead. Rows of sums mask their results, 90 % of them with all right of one of these.
     """
     B, T = tokens.shape
