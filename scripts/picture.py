@@ -15,7 +15,10 @@ from fastdllm.cli import compare
 from fastdllm.cli.app import app
 
 OUT = Path(__file__).parent.parent / "docs" / "compare.svg"
-QUESTION = "Ana has 19 apples. She gives 4 apples to each of 2 friends and then finds 11 more. How many apples does Ana have now?"
+QUESTION = (
+    "Ana has 19 apples. She gives 4 apples to each of 2 friends and then finds 11 more. "
+    "How many apples does Ana have now?"
+)
 WITHOUT_WEB_FONTS = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 

@@ -20,6 +20,9 @@ from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import Angles, Block
 from fastdllm.state import RowState
 
+UNTURNED = 2.5e-7
+"""Values this close to the stored ones have not turned: what rounding leaves must not order them (first come first)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DLLMCache(Policy):
@@ -142,6 +145,7 @@ class ReusedLayers:
         new = self._values(block, x, rows).transpose(1, 2).flatten(2)
         held = store.read(layer, batch, self.view.reach)[1].transpose(1, 2).flatten(2)
         alike = F.cosine_similarity(new, _take(held, rows), dim=-1)
+        alike = alike.masked_fill(alike > 1 - UNTURNED, 1.0)
         store.write_values(layer, batch, rows, block.attention.heads(new))
         return rows.gather(1, alike.argsort(dim=1, stable=True)[:, : self.few])
 
