@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdllm.events import RowEvent
+from fastdllm.models.transformer import Transformer
 
 # Torch has no formula for the CPU's kernel, and older versions none for grouped-query attention in the others.
 KERNELS = (
@@ -32,10 +33,36 @@ def attention_flops(
     return 2 * math.prod(heads) * rows * key[-2] * (width + value[-1])
 
 
-def counter() -> FlopCounterMode:
-    """A context that counts the operations of every pass inside it."""
-    known = {getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)}
-    return FlopCounterMode(display=False, custom_mapping=known)
+class Counter:
+    """Counts the operations of a network's passes inside a ``with``; ``total`` is the sum so far.
+
+    The counter sees every operation of torch, which costs more than a small operation itself: it is on while
+    the network or its head runs, and off for the book-keeping between.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.model, self.total = model, 0
+        known = {getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)}
+        self._mode = FlopCounterMode(display=False, custom_mapping=known)
+
+    def __enter__(self) -> Counter:
+        self._hooks = [
+            hook
+            for module in (self.model, self.model.head)
+            for hook in (module.register_forward_pre_hook(self._begin), module.register_forward_hook(self._end))
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, *_: object) -> None:
+        self._mode.__enter__()
+
+    def _end(self, *_: object) -> None:
+        self._mode.__exit__(None, None, None)
+        self.total += self._mode.get_total_flops()
 
 
 def shares(flops: int, rows: Sequence[RowEvent]) -> list[float]:

@@ -108,7 +108,8 @@ def notes(report: Report) -> list[str]:
     return [
         f"**Bold**: the Pareto front of accuracy against rows per token.{against} Parameters that a method does not "
         f"name have their defaults (`fastdllm methods`). Answer tokens count up to the end token. FLOPs are those of "
-        f"matrix products and attention in batches of {s['batch_size']}, padding included.{speed * bool(report.timed)}",
+        f"matrix products and attention in the first batch of {s['batch_size']} problems, padding included."
+        f"{speed * bool(report.timed)}",
         f"{problems} problems (`{s['problems']}`), model {s['model']} (weights `{s['weights']}`), {lengths}, {where}, "
         f"{versions}.",
     ]

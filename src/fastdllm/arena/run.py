@@ -1,7 +1,8 @@
 """Answers of every method to every problem, each kept as soon as it is there.
 
 Answers come from batches, as a row's answer does not depend on its batch; what depends on it is the
-padding in the count of operations, which is why the batch size is among the settings. (Rows that a stopped
+padding in the count of operations, which is why the batch size is among the settings. Counting is slow on
+small models, so operations are counted in the first batch of problems alone. (Rows that a stopped
 run left in the middle of a batch meet other neighbours when it goes on, so their padding may differ a little.)
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fastdllm.arena.flops import counter, shares
+from fastdllm.arena.flops import Counter, shares
 from fastdllm.arena.methods import Method
 from fastdllm.arena.problems import Problem
 from fastdllm.completion import Completion
@@ -87,8 +89,8 @@ class Answer:
     nfe: int
     rows: int
     """Rows that went through the network for it."""
-    flops: float
-    """Its share of those of the passes it took part in."""
+    flops: int | None
+    """Its share of those of the passes it took part in; None where they were not counted."""
     run: int
     """Which run of the sidecar made it."""
 
@@ -99,31 +101,35 @@ def answer_id(method: Method, problem: Problem) -> str:
 
 def answer_all(arena: Arena, results: Results, advance: Callable[[], None]) -> None:
     """Answer what ``results`` lacks, method by method; ``advance`` is called for each answer."""
+    first = arena.problems[: arena.batch_size]
     for method in arena.methods:
         left = [p for p in arena.problems if answer_id(method, p) not in results.finished]
-        if left:
-            _answer(arena, method, left, results, advance)
+        counted, rest = [p for p in left if p in first], [p for p in left if p not in first]
+        _answer(arena, method, counted, results, advance, counter=Counter(arena.engine.model))
+        _answer(arena, method, rest, results, advance, counter=None)
 
 
 def _answer(
-    arena: Arena, method: Method, problems: list[Problem], results: Results, advance: Callable[[], None]
-) -> None:
+    arena: Arena, method: Method, problems: list[Problem], results: Results, advance: Callable[[], None],
+    *, counter: Counter | None,
+) -> None:  # fmt: skip
     generation = arena.start(method, problems)
     spent: dict[int, float] = defaultdict(float)
-    counted = 0
-    with counter() as flops:
+    before = 0
+    with counter or nullcontext():
         for event in generation:
-            now = flops.get_total_flops()
-            for row, share in zip(event.rows, shares(now - counted, event.rows), strict=True):
+            now = counter.total if counter else 0
+            for row, share in zip(event.rows, shares(now - before, event.rows), strict=True):
                 spent[row.index] += share
                 if row.finish_reason is not None:
                     done, problem = generation.finished[row.index], problems[row.index]
-                    results.add(_line(answer_id(method, problem), problem, done, spent[row.index]))
+                    flops = round(spent[row.index]) if counter else None
+                    results.add(_line(answer_id(method, problem), problem, done, flops))
                     advance()
-            counted = now
+            before = now
 
 
-def _line(name: str, problem: Problem, completion: Completion, flops: float) -> dict[str, object]:
+def _line(name: str, problem: Problem, completion: Completion, flops: int | None) -> dict[str, object]:
     return {
         "id": name,
         "prompt": problem.question,
@@ -132,7 +138,7 @@ def _line(name: str, problem: Problem, completion: Completion, flops: float) -> 
         "tokens": len(completion.tokens),
         "nfe": completion.nfe,
         "rows": completion.rows_computed,
-        "flops": round(flops),
+        "flops": flops,
         "finish_reason": completion.finish_reason,
         "seconds": round(completion.seconds, 4),
     }

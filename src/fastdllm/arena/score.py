@@ -88,6 +88,8 @@ def _score(
     number: int, method: Method, answers: Sequence[Answer], first: Sequence[Answer], speeds: Sequence[float]
 ) -> Score:
     tokens = sum(a.tokens for a in answers)
+    counted = [a for a in answers if a.flops is not None]
+    counted_tokens = sum(a.tokens for a in counted)
     passes = sum(a.nfe for a in answers)
     pairs = [(a.right, b.right) for a, b in zip(answers, first, strict=True)]
     return Score(
@@ -100,6 +102,6 @@ def _score(
         nfe=passes / len(answers),
         tokens_per_forward=tokens / passes,
         rows_per_token=sum(a.rows for a in answers) / tokens if tokens else None,
-        flops_per_token=sum(a.flops for a in answers) / tokens if tokens else None,
+        flops_per_token=sum(a.flops or 0 for a in counted) / counted_tokens if counted_tokens else None,
         speeds=tuple(speeds),
     )
