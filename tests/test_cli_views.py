@@ -59,7 +59,7 @@ def test_compare_shows_both(model, tmp_path):
     for part in ("plain accelerated", "rows/token", "x the tokens per second", "the answers ", "float32 on cpu"):
         assert part in words
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert lines_of(trace)[0]["settings"]["cache"] == "dual"
+    assert lines_of(trace)[0]["settings"]["cache"] == "dual:prompt_every=1,suffix_window=None"
 
 
 def test_compare_knows_identical_answers(model):
