@@ -30,6 +30,7 @@ WORDS = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}
 def arena(name: str, problems: int) -> Path:
     """Run the methods of ``name``.methods; a folder with the table. All share their answers, so none is given twice."""
     command = ["arena", "--methods", f"scripts/{name}.methods", "--count", str(problems), "--dtype", "float32"]
+    command += ["--threads", "1"]  # the model is so small that a second thread slows it down
     subprocess.run(
         [sys.executable, "-m", "fastdllm", *command, "--out", str(WORK.relative_to(ROOT))], cwd=ROOT, check=True
     )
