@@ -30,7 +30,8 @@ tiny: setup
 	$(BIN)/python scripts/export_tiny.py build/tiny
 	$(MAKE) measure
 
-# Accuracy and cost of every setting in the README's table, on 500 held-out problems, and the README's pictures.
+# Accuracy and cost of every setting in the README's table and of all methods, on 500 held-out problems, and the
+# README's pictures.
 measure: setup
 	$(BIN)/python scripts/measure_tiny.py
 	$(BIN)/python scripts/plot_tiny.py
