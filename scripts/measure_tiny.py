@@ -19,7 +19,7 @@ from typing import Any
 
 from fastdllm.arena.report import insert
 from fastdllm.results import read_results
-from word_problems import BOYS, FLOWERS, GIRLS, GOODS, KIN, MEALS, TRIPS, WISHES
+from word_problems import COPIED
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "src" / "fastdllm" / "checkpoints" / "tiny"
@@ -32,7 +32,6 @@ Every cache with plain decoding and with a threshold, and every decoder with the
 ![Accuracy against rows per token of every method](arena.png)
 
 """
-WORDS = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}
 
 
 def arena(name: str, problems: int) -> Path:
@@ -56,7 +55,7 @@ def own_words(method: str) -> tuple[int, int]:
 
 
 def words(text: str) -> set[str]:
-    return WORDS & set(re.findall("[A-Za-z]+", text))
+    return COPIED & set(re.findall("[A-Za-z]+", text))
 
 
 def copied(folder: Path) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from build_tokenizer import SPECIAL, save
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.transformer import Transformer
-from word_problems import BOYS, FLOWERS, GIRLS, GOODS, KIN, MEALS, TRIPS, WISHES, Problem, problems
+from word_problems import COPIED, Problem, problems
 
 LENGTHS = {96: 0.75, 112: 0.15, 176: 0.10}  # canvas length: share of the steps
 TOKENS_PER_STEP = 4096
@@ -37,7 +37,6 @@ DRILLS = 0.2  # share of rows that hold sums alone
 CLOZE = 0.2  # share of the other rows that mask the copied words alone
 AT_RESULT, AT_COPY = 0.45, 0.2  # shares of the frontiers that stand at a result, at a copied word
 OFTEN = {"slices": 0.7, "save": 0.4, "change": 1.0, "give": 0.5, "boxes": 0.5}  # their words take longest to learn
-COPIED = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}  # words an answer takes from its question
 
 
 def model_config(tokenizer: Tokenizer, layers: int = 4) -> ModelConfig:

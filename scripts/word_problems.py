@@ -38,6 +38,7 @@ WISHES = ("bike", "kite", "guitar", "camera", "scooter", "tent")
 TRIPS = ("train", "bus", "boat", "truck")
 KIN = ("aunt", "uncle", "teacher", "coach")
 MEALS = ("pizzas", "cakes", "pies", "loaves")
+COPIED = {*GIRLS, *BOYS, *GOODS, *FLOWERS, *WISHES, *TRIPS, *KIN, *MEALS}  # words an answer takes from its question
 
 HELD_OUT_OF = 10  # one combination of numbers in ten is never trained on
 

@@ -33,25 +33,30 @@ def test_rollout_by_vectors_is_rollout_by_matrices():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rollout_of_a_model_is_that_of_its_attention(family):
-    """Importance after a pass, against attention weights worked out layer by layer with matrices, float64."""
+@pytest.mark.parametrize("rows", [list(range(17)), [0, 3, 4, 11, 16]])
+def test_rollout_of_a_model_is_that_of_its_attention(family, rows):
+    """Importance after a pass over all or some rows, against softmax and matrices worked out here, float64."""
     model = toy_model(family, seed=3, dtype=torch.float64)
     config, (tokens,) = model.config, torch.tensor([prompts_of([17], seed=1)])
-    T = tokens.shape[1]
-    store = KVStore(
-        config.num_layers, 1, config.num_kv_heads, T, config.head_dim, dtype=torch.float64, device=torch.device("cpu")
-    )
-    everything, state = torch.arange(T)[None], RowState()
-    view = store.bind(torch.tensor([0]), everything, T)
-    hook = Rollout(view, state, torch.tensor([T]))
+    T, D, group = tokens.shape[1], config.head_dim, config.num_heads // config.num_kv_heads
+    store = KVStore(config.num_layers, 1, config.num_kv_heads, T, D, dtype=torch.float64, device=torch.device("cpu"))
+    everything, some, batch, state = torch.arange(T)[None], torch.tensor([rows]), torch.tensor([0]), RowState()
+    asked: list[torch.Tensor] = []
+    for block in model.blocks:
+        own = block.attention.queries
+        block.attention.queries = lambda *given, own=own: (asked.append(own(*given)), asked[-1])[1]
     with torch.inference_mode():
-        hidden = model(tokens, everything, None, None, hook)
-        torch.testing.assert_close(hidden, model(tokens, everything), atol=1e-9, rtol=0)
-    product = torch.eye(T)
-    for mean in hook.means:
-        torch.testing.assert_close(mean.sum(-1), torch.ones(1, T))
-        product = (mean[0] + torch.eye(T)) / 2 @ product
-    torch.testing.assert_close(state["importance"][0], product.sum(0), atol=1e-5, rtol=0)
+        model(tokens, everything, None, store.bind(batch, everything, T))
+        asked.clear()
+        model(tokens[:, rows], some, None, None, Rollout(store.bind(batch, some, T), state, torch.tensor([T])))
+        product = torch.eye(T, dtype=torch.float64)
+        for layer, queries in enumerate(asked):
+            keys = store.read(layer, batch, T)[0].repeat_interleave(group, dim=1)
+            attention = torch.eye(T, dtype=torch.float64)
+            attention[rows] = (queries @ keys.mT / D**0.5).softmax(-1)[0].mean(0)
+            product = (attention + torch.eye(T)) / 2 @ product
+    assert len(asked) == config.num_layers
+    torch.testing.assert_close(state["importance"][0], product.sum(0).float(), atol=1e-5, rtol=0)
 
 
 def test_nucleus_and_gaps():

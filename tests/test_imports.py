@@ -13,6 +13,7 @@ ROOT = Path(fastdllm.__file__).parent
 # Modules of a tier may import the tiers above it and one another; surfaces never import one another.
 TIERS = (
     ("errors", "events"),
+    ("checks", "files"),
     ("canvas", "state"),
     ("kv", "sampling", "density"),
     ("caches", "decoders", "models", "frequencies"),

@@ -99,6 +99,7 @@ def run(family, cache, spec) -> list[Completion]:
         slots = canvas[completion.index]
         assert MASK not in completion.canvas
         assert completion.canvas == tuple(slots.get(at, EOS) for at in range(GEN))
+        assert set(range(len(completion.tokens))) <= set(slots)  # nothing left of the end was filled in
         assert completion.nfe <= 3 * GEN
     return generation.completions
 
@@ -184,6 +185,8 @@ def test_equal_methods(family, left, right):
         ({"cfg_scale": 1.0, "cache": "dllm"}, "cfg_scale=1.0 works with cache none alone, not with dllm"),
         ({"cfg_scale": 1.0, "cache": "none", "decoder": "wino"}, "cfg_scale=1.0 does not work with wino"),
         ({"cache": "dkv:refresh=0"}, "refresh=0 must be 1 or more"),
+        ({"cache": f"dllm:kp={10**20}"}, f"kp={10**20} must be at most 2147483647"),
+        ({"cache": f"dual:suffix_window={2**63 - 1}"}, f"suffix_window={2**63 - 1} must be at most 2147483647"),
         ({"cache": "dllm:rou=2"}, "rou=2.0 must be from 0 to 1"),
         ({"cache": "d2cache:current_k=0"}, "current_k=0 must be 1 or more"),
         ({"cache": "d2cache:sigma=0"}, "sigma=0.0 must be above 0"),

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastdllm.canvas import Slots
+from fastdllm.canvas import Canvas, Delta, Slots
 from fastdllm.config import parse_decoder
+from fastdllm.events import RowEvent
 from fastdllm.sampling import Noise, Prediction, Sampling
 from fastdllm.state import RowState
-from toys import FAMILIES, MASK, VOCAB, prompts_of, toy_engine, turn_of
+from toys import EOS, FAMILIES, MASK, VOCAB, prompts_of, toy_engine, turn_of
 
 
 class Block:
@@ -85,15 +86,22 @@ def test_edit_that_swings_ends_after_post_steps(post_steps):
     assert extra == post_steps
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_end_token_that_is_edited_away_gives_back_what_lies_right_of_it(family):
-    """Rows may end later than they would have, never with a mask left of their end."""
-    engine = toy_engine(family, seed=1)
-    options = {"gen_length": 24, "block_length": 8, "cache": "none"}
-    edited = engine.generate(prompts_of([4] * 12), decoder="edit:threshold=0.3,edit_threshold=0.3", **options)
-    for completion in edited:
-        assert all(token != MASK for token in completion.canvas)
-        assert len(completion.tokens) == 24 or completion.finish_reason == "stop"
+def test_an_end_token_that_is_edited_away_gives_back_what_lies_right_of_it():
+    canvas = Canvas([[1, 2]], gen_length=4, block_length=4, mask_id=MASK, eos_ids=[EOS])
+
+    def write(slots: dict[int, int]) -> RowEvent:
+        at = torch.tensor([[2 + slot for slot in slots]])
+        yes = torch.ones_like(at, dtype=torch.bool)
+        tokens = torch.tensor([list(slots.values())])
+        delta = Delta(positions=at, tokens=tokens, confidence=yes.float(), commit=yes, remask=~yes)
+        return canvas.apply(delta, torch.ones(1, dtype=torch.long), 0).rows[0]
+
+    write({1: EOS})
+    assert canvas.slots(canvas.region(0)).tolist() == [[2]]  # what lies right of the end is not decoded
+    write({1: 7})
+    assert canvas.slots(canvas.region(0)).tolist() == [[2, 4, 5]]
+    write({0: 8, 2: EOS})
+    assert canvas.unfinished() == []
 
 
 def test_saber_commits_above_the_mean_and_opens_what_fell_most():

@@ -141,6 +141,16 @@ class Canvas:
         """Ids (B, T); slots right of a shorter row's own length are never attended to."""
         return self._tokens[:, : self.width]
 
+    @property
+    def inside(self) -> Tensor:
+        """True (B, T) at slots that belong to their row."""
+        return to_device(torch.arange(self.width) < self.length[:, None], self.device)
+
+    @property
+    def answer(self) -> Tensor:
+        """Positions (B, G) of the answer's slots."""
+        return to_device(self.prompt[:, None] + torch.arange(self.gen_length), self.device)
+
     def _block_start(self) -> Tensor:
         return self.prompt + self.block * self.block_length
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from fastdllm.checks import check_least
 from fastdllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)} must be 1 or more.")
+            check_least(name, getattr(self, name), 1)
         if self.block_length > self.gen_length:
             object.__setattr__(self, "block_length", self.gen_length)
         if not 0.0 <= self.cfg_scale < float("inf"):

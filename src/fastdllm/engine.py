@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from fastdllm.canvas import Canvas
+from fastdllm.checks import check_least
 from fastdllm.completion import Completion, Draft, fold
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
@@ -95,8 +96,8 @@ class Engine:
     ) -> Generation:
         """A generation that has not begun: iterate it for events, then read its completions."""
         config = GenerationConfig(**options)
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size={batch_size} must be 1 or more.")
+        if batch_size is not None:
+            check_least("batch_size", batch_size, 1)
         ids = self.encode(prompts, chat=chat)
         longest = max(map(len, ids), default=0)
         if longest + config.gen_length > self.config.max_length:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastdllm.errors import OptionError
+from fastdllm.files import write_whole
 
 Id = str | int
 
@@ -119,10 +120,3 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     """What each run that wrote to a file ran on; a result's ``run`` is a place in this list."""
     runs: list[dict[str, Any]] = _read_sidecar(path, _sidecar(path))["runs"]
     return runs
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)

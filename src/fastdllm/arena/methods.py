@@ -11,6 +11,7 @@ from fastdllm.caches import CACHES
 from fastdllm.config import GenerationConfig, GenerationOptions, describe
 from fastdllm.decoders import DECODERS
 from fastdllm.errors import OptionError
+from fastdllm.files import read_text
 
 EXAMPLE = "dual/threshold:threshold=0.9"
 OVERRIDES: dict[str, Callable[[str], float]] = {
@@ -88,11 +89,7 @@ def parse_methods(texts: Iterable[str], shared: GenerationOptions) -> tuple[Meth
 
 def read_methods(path: Path) -> list[str]:
     """The texts in a file: one on each line, with ``#`` before comments."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    texts = [text for line in lines if (text := line.partition("#")[0].strip())]
+    texts = [text for line in read_text(path).splitlines() if (text := line.partition("#")[0].strip())]
     if not texts:
         raise OptionError(f"{path} holds no method; give one on each line, such as {EXAMPLE}.")
     return texts

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdllm.errors import OptionError
+from fastdllm.files import read_text
 
 FILE = "problems.jsonl"
 """Held-out problems lie under this name in a checkpoint's folder."""
@@ -43,11 +44,7 @@ def read_problems(path: Path, count: int) -> tuple[Problem, ...]:
     Raises:
         OptionError: a line is not what :data:`SHAPE` says, or there is no problem.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    numbered = [(n, line) for n, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
     if not numbered:
         raise OptionError(f"{path} is empty; each line should be {SHAPE}.")
     return tuple(_problem(path, number, line) for number, line in numbered[:count])

@@ -67,9 +67,10 @@ class Arena:
         return {answer_id(m, p): p.question for m in self.methods for p in self.problems}
 
     def check(self) -> None:
-        """Refuse problems that are too long for the model before any is answered."""
+        """Refuse options, and problems that are too long for the model, before any is answered."""
+        prompts = self.engine.encode([problem.question for problem in self.problems], chat=self.chat)
         for method in self.methods:
-            self.start(method, list(self.problems))
+            self.engine.start(prompts, **method.options)
 
     def start(self, method: Method, problems: list[Problem]) -> Generation:
         questions = [problem.question for problem in problems]

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastdllm.caches.plan import Plan, Policy, check_interval, span
+from fastdllm.caches.plan import Plan, Policy, span
 from fastdllm.canvas import Canvas, Region
+from fastdllm.checks import check_least
 from fastdllm.errors import OptionError
 from fastdllm.state import RowState
 
@@ -46,9 +47,10 @@ class Blockwise(Policy):
     suffix_window: int | None = None
 
     def __post_init__(self) -> None:
-        check_interval("prompt_every", self.prompt_every)
+        check_least("prompt_every", self.prompt_every, 1)
         if self.suffix_window is not None and self.suffix_window < 0:
             raise OptionError(f"suffix_window={self.suffix_window} must be 0 or more, or none.")
+        check_least("suffix_window", self.suffix_window or 0)
 
     def opening(self, region: Region) -> tuple[Tensor, Tensor]:
         """First row of the pass that opens a block and the first slot it does not see, (B,) each."""

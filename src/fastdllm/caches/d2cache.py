@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdllm.caches.plan import Plan, Policy, changed_slots, scattered, sources_of
 from fastdllm.canvas import Canvas, Region, to_device
+from fastdllm.checks import check_above, check_least
 from fastdllm.density import certainty_density
 from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
@@ -41,17 +42,15 @@ class D2Cache(Policy):
     inflate_w: int = 4
 
     def __post_init__(self) -> None:
-        for name, least in (("current_k", 1), ("inflate_w", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name}={getattr(self, name)} must be {least} or more.")
+        check_least("current_k", self.current_k, 1)
+        check_least("inflate_w", self.inflate_w)
         if not 0 <= self.rollout_p <= 1:
             raise OptionError(f"rollout_p={self.rollout_p} must be from 0 to 1.")
-        if not self.sigma > 0:
-            raise OptionError(f"sigma={self.sigma} must be above 0.")
+        check_above("sigma", self.sigma)
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
         changed = changed_slots(canvas, state)
-        inside = to_device(torch.arange(canvas.width) < region.length[:, None], canvas.device)
+        inside = canvas.inside
         first = to_device(region.nfe == 0, canvas.device)[:, None]
         if "confidence" not in state:
             state["confidence"] = torch.zeros(len(canvas), canvas.width + 1, device=canvas.device)
@@ -63,10 +62,8 @@ class D2Cache(Policy):
 
     def next_masks(self, canvas: Canvas, region: Region, confidence: Tensor) -> Tensor:
         """Masks (B, T) that the next pass computes: ``current_k``, of the block and of as many after it as it takes."""
-        prompt, start, limit = (
-            to_device(t[:, None], canvas.device) for t in (region.prompt, region.start, region.limit)
-        )
-        slots = prompt + torch.arange(canvas.gen_length, device=canvas.device)
+        start, limit = (to_device(t[:, None], canvas.device) for t in (region.start, region.limit))
+        slots = canvas.answer
         is_open = canvas.tokens.gather(1, slots) == canvas.mask_id
         density = certainty_density(~is_open, self.sigma)
         left = is_open & (slots >= start) & (slots < limit)

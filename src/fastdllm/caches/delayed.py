@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from fastdllm.caches.plan import Plan, Policy, changed_slots, check_interval, scattered, sources_of
+from fastdllm.caches.plan import Plan, Policy, changed_slots, scattered, sources_of
 from fastdllm.canvas import Canvas, Region, to_device
+from fastdllm.checks import check_least
 from fastdllm.state import RowState
 
 
@@ -25,11 +24,11 @@ class DKVCache(Policy):
     refresh: int = 8
 
     def __post_init__(self) -> None:
-        check_interval("refresh", self.refresh)
+        check_least("refresh", self.refresh, 1)
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
         device = canvas.device
-        inside = to_device(torch.arange(canvas.width) < region.length[:, None], device)
+        inside = canvas.inside
         moving = ((canvas.tokens == canvas.mask_id) | changed_slots(canvas, state)) & inside
         everything = to_device(region.step % self.refresh == 0, device)[:, None] & inside
         return scattered(moving | sources_of(moving, region.shift) | everything, region.length)

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdllm.caches.plan import Plan, Policy, check_interval
+from fastdllm.caches.plan import Plan, Policy
 from fastdllm.canvas import Canvas, Region, to_device
+from fastdllm.checks import check_least
 from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
-from fastdllm.models.transformer import Angles, Block
+from fastdllm.models.transformer import Angles, Attention, Block
 from fastdllm.state import RowState
 
 UNTURNED = 2.5e-7
@@ -40,8 +41,8 @@ class DLLMCache(Policy):
     rou: float = 0.25
 
     def __post_init__(self) -> None:
-        check_interval("kp", self.kp)
-        check_interval("kr", self.kr)
+        check_least("kp", self.kp, 1)
+        check_least("kr", self.kr, 1)
         if not 0 <= self.rou <= 1:
             raise OptionError(f"rou={self.rou} must be from 0 to 1.")
 
@@ -51,7 +52,7 @@ class DLLMCache(Policy):
             prompts = places[:, : int(region.prompt.max())]
             prompts = prompts.masked_fill(prompts >= region.prompt[:, None], canvas.width)
             state["prompts"] = to_device(prompts, canvas.device)
-            state["answers"] = to_device(region.prompt[:, None] + torch.arange(canvas.gen_length), canvas.device)
+            state["answers"] = canvas.answer
         return Plan(
             rows=places.masked_fill(places >= region.length[:, None], canvas.width),
             counts=region.length,
@@ -98,21 +99,27 @@ class ReusedLayers:
         return -((counts + (layers - 1) * chosen) // -layers)
 
     def run(self, block: Block, layer: int, x: Tensor, angles: Angles, visible: Tensor | None) -> Tensor:
-        rows = self._refresh(block, layer, x, angles)
-        batch, reach = self.view.batch, self.view.reach
-        if layer:
-            self._note(rows)
-        for name in ("attention", "feed_forward"):
-            if rows.shape[1]:
-                chosen = _take(x, rows)
-                if name == "attention":
-                    queries = block.attention.queries(block.attention_norm(chosen), _turn(angles, rows))
-                    added = block.attention.attend(queries, *self.view.store.read(layer, batch, reach), visible)
-                else:
-                    added = block.feed_forward(block.feed_forward_norm(chosen))
-                self._held(name, x)[batch[:, None], layer, rows] = added
-            x = x + self._held(name, x)[batch, layer, : x.shape[1]]
-        return x
+        store, batch, attention = self.view.store, self.view.batch, block.attention
+        normed = block.attention_norm(x)
+        rows = self._refresh(attention, layer, normed, angles)
+        self._note(rows)
+        attended = fed = None
+        if rows.shape[1]:
+            queries = attention.queries(_take(normed, rows), _turn(angles, rows))
+            attended = attention.attend(queries, *store.read(layer, batch, self.view.reach), visible)
+        x = self._add("attention", layer, x, rows, attended)
+        if rows.shape[1]:
+            fed = block.feed_forward(block.feed_forward_norm(_take(x, rows)))
+        return self._add("feed_forward", layer, x, rows, fed)
+
+    def _add(self, name: str, layer: int, x: Tensor, rows: Tensor, new: Tensor | None) -> Tensor:
+        """``x`` with what this part of the layer adds to it: ``new`` at ``rows``, elsewhere what it last was."""
+        store, batch = self.view.store, self.view.batch
+        if name not in self.state:
+            self.state[name] = x.new_zeros(store.batch, store.layers, store.length + 1, x.shape[-1])
+        if new is not None:
+            self.state[name][batch[:, None], layer, rows] = new
+        return x + self.state[name][batch, layer, : x.shape[1]]
 
     def _note(self, rows: Tensor) -> None:
         """Keep in the state which rows every layer so far has computed: ``fresh`` (B, T + 1)."""
@@ -120,47 +127,35 @@ class ReusedLayers:
         here = torch.zeros(len(rows), store.length + 1, dtype=torch.bool, device=rows.device).scatter_(1, rows, True)
         self.state["fresh"][batch] = self.state["fresh"][batch] & here
 
-    def _refresh(self, block: Block, layer: int, x: Tensor, angles: Angles) -> Tensor:
+    def _refresh(self, attention: Attention, layer: int, normed: Tensor, angles: Angles) -> Tensor:
         """Bring keys and values up to date; the rows (N, S) whose outputs are to be, too."""
-        store, batch = self.view.store, self.view.batch
-        if layer == 0 or (self.prompt and self.answer):
-            fresh = self.view.rows
-        elif self.answer:
-            fresh = self.answers
+        answer = self.answer or layer == 0
+        if answer:
+            rows = self.view.rows if self.prompt or layer == 0 else self.answers
         else:
-            fresh = self.prompts if self.prompt else self.prompts[:, :0]
-            turned = self._turned(block, layer, x) if self.few else self.answers[:, :0]
-            if turned.shape[1]:
-                store.write_keys(layer, batch, turned, self._keys(block, x, angles, turned))
-            if fresh.shape[1]:
-                store.write_values(layer, batch, fresh, self._values(block, x, fresh))
-                store.write_keys(layer, batch, fresh, self._keys(block, x, angles, fresh))
-            return torch.cat((fresh, turned), dim=1)
-        store.write(layer, batch, fresh, self._keys(block, x, angles, fresh), self._values(block, x, fresh))
-        return fresh
+            rows = self.prompts if self.prompt else self.prompts[:, :0]
+        if rows.shape[1]:
+            self._write_keys(attention, layer, normed, angles, rows)
+            self.view.store.write_values(layer, self.view.batch, rows, attention.values(_take(normed, rows)))
+        if answer or not self.few:
+            return rows
+        turned = self._turned(attention, layer, normed)
+        self._write_keys(attention, layer, normed, angles, turned)
+        return torch.cat((rows, turned), dim=1)
 
-    def _turned(self, block: Block, layer: int, x: Tensor) -> Tensor:
+    def _turned(self, attention: Attention, layer: int, normed: Tensor) -> Tensor:
         """Answer rows (N, I) whose values differ most in direction from the stored ones, which the new replace."""
         store, batch, rows = self.view.store, self.view.batch, self.answers
-        new = self._values(block, x, rows).transpose(1, 2).flatten(2)
+        values = attention.values(_take(normed, rows))
         held = store.read(layer, batch, self.view.reach)[1].transpose(1, 2).flatten(2)
-        alike = F.cosine_similarity(new, _take(held, rows), dim=-1)
+        alike = F.cosine_similarity(values.transpose(1, 2).flatten(2), _take(held, rows), dim=-1)
         alike = alike.masked_fill(alike > 1 - UNTURNED, 1.0)
-        store.write_values(layer, batch, rows, block.attention.heads(new))
+        store.write_values(layer, batch, rows, values)
         return rows.gather(1, alike.argsort(dim=1, stable=True)[:, : self.few])
 
-    def _keys(self, block: Block, x: Tensor, angles: Angles, rows: Tensor) -> Tensor:
-        return block.attention.keys(block.attention_norm(_take(x, rows)), _turn(angles, rows))
-
-    def _values(self, block: Block, x: Tensor, rows: Tensor) -> Tensor:
-        return block.attention.values(block.attention_norm(_take(x, rows)))
-
-    def _held(self, name: str, x: Tensor) -> Tensor:
-        if name not in self.state:
-            store = self.view.store
-            shape = (store.batch, store.layers, store.length + 1, x.shape[-1])
-            self.state[name] = x.new_zeros(shape)
-        return self.state[name]
+    def _write_keys(self, attention: Attention, layer: int, normed: Tensor, angles: Angles, rows: Tensor) -> None:
+        keys = attention.keys(_take(normed, rows), _turn(angles, rows))
+        self.view.store.write_keys(layer, self.view.batch, rows, keys)
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fastdllm.canvas import Canvas, Region
-from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import LayerHook
 from fastdllm.sampling import Prediction
@@ -102,12 +101,6 @@ class Policy:
 
     def observe(self, prediction: Prediction, state: RowState) -> None:
         return None
-
-
-def check_interval(name: str, value: int) -> None:
-    """Refuse an interval of passes or blocks that is none."""
-    if value < 1:
-        raise OptionError(f"{name}={value} must be 1 or more.")
 
 
 def changed_slots(canvas: Canvas, state: RowState) -> Tensor:

@@ -17,7 +17,8 @@ from fastdllm.cli import options as opt
 from fastdllm.cli.console import INTERRUPTED, note, stderr, stdout
 from fastdllm.cli.progress import progress
 from fastdllm.errors import OptionError
-from fastdllm.results import Results, open_results, read_runs, write_whole
+from fastdllm.files import write_whole
+from fastdllm.results import Results, open_results, read_runs
 
 if TYPE_CHECKING:
     from fastdllm.arena.methods import Method

@@ -12,6 +12,7 @@ import typer
 from fastdllm.cli import options as opt
 from fastdllm.cli.console import note
 from fastdllm.errors import OptionError
+from fastdllm.files import read_text, write_whole
 
 Files = Annotated[list[Path], typer.Argument(metavar="TEXTFILE...", help="Texts of the kind to be written.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The counts, as JSON.")]
@@ -32,16 +33,13 @@ def frequencies(
     counted = build((content for file in files for content in _texts(file, field)), text.encode)
     if not counted["num_token"]:
         raise OptionError(f"{', '.join(map(str, files))} hold no text.")
-    out.write_text(json.dumps(counted) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(counted) + "\n")
     note(f"{counted['num_token']} tokens counted into {out}")
 
 
 def _texts(file: Path, field: str) -> Iterator[str]:
     """The text of a file, or of each line of a .jsonl file."""
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    content = read_text(file)
     if file.suffix != ".jsonl":
         yield content
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from fastdllm.checks import check_least
 from fastdllm.config import GenerationConfig
 from fastdllm.errors import OptionError
 
@@ -59,8 +60,7 @@ class ModelChoice:
         from fastdllm.engine import load
 
         if self.threads is not None:
-            if self.threads < 1:
-                raise OptionError(f"threads={self.threads} must be 1 or more.")
+            check_least("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
         engine = load(folder, dtype=self.dtype, device=self.device)
         engine.name = self.model

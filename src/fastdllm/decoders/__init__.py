@@ -27,15 +27,18 @@ DECODERS: dict[str, type[Decoder]] = {
 
 __all__ = [
     "DECODERS",
+    "WINO",
     "Certainty",
     "Credit",
     "Decoder",
+    "Edit",
     "EntropyBound",
     "Factor",
     "Hierarchy",
     "Klass",
     "PositionAware",
     "Ranked",
+    "Saber",
     "Schedule",
     "SlowFast",
     "Threshold",

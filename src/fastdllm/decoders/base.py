@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdllm.canvas import Canvas, Delta, Region, to_device
 from fastdllm.errors import OptionError
-from fastdllm.sampling import Prediction
+from fastdllm.sampling import Prediction, rank
 from fastdllm.state import RowState
 
 MOST = 2**20  # of steps and of tokens in a pass; far above any canvas
@@ -72,6 +72,11 @@ class Ranked:
         return None
 
 
+def sure(prediction: Prediction, threshold: float, among: Tensor) -> Tensor:
+    """Slots of ``among`` (B, M) with at least that confidence, and always the best of them."""
+    return among & ((prediction.confidence >= threshold) | (rank(prediction.confidence, among) == 0))
+
+
 def commit(prediction: Prediction, chosen: Tensor) -> Delta:
     """The decision to commit the slots ``chosen`` (B, M)."""
     commit = chosen & prediction.candidate
@@ -99,9 +104,3 @@ def offsets(turn: Turn) -> Tensor:
 def check_count(name: str, value: int) -> None:
     if not 1 <= value <= MOST:
         raise OptionError(f"{name}={value} must be from 1 to {MOST}.")
-
-
-def check_least(name: str, value: float, least: float = 0.0) -> None:
-    """Refuse numbers below ``least``, and what is no number."""
-    if not least <= value < float("inf"):
-        raise OptionError(f"{name}={value} must be {least:g} or more.")

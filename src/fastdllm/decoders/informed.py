@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastdllm import frequencies
 from fastdllm.canvas import Delta, to_device
-from fastdllm.decoders.base import Ranked, Turn, check_count, check_least, commit
+from fastdllm.checks import check_above, check_least
+from fastdllm.decoders.base import Ranked, Turn, check_count, commit
 from fastdllm.density import certainty_density
 from fastdllm.errors import OptionError
 from fastdllm.sampling import rank
@@ -34,17 +35,16 @@ class Certainty(Ranked):
 
     def __post_init__(self) -> None:
         check_count("k", self.k)
-        if not self.sigma > 0:
-            raise OptionError(f"sigma={self.sigma} must be above 0.")
+        check_above("sigma", self.sigma)
         if self.threshold is not None and not self.threshold >= 0:
             raise OptionError(f"threshold={self.threshold} must be 0 or more, or none.")
 
     def step(self, turn: Turn) -> Delta:
         canvas, prediction = turn.canvas, turn.prediction
-        first = to_device(turn.region.prompt[:, None], canvas.device)
-        answer = first + torch.arange(canvas.gen_length, device=canvas.device)
+        answer = canvas.answer
         density = certainty_density(canvas.tokens.gather(1, answer) != canvas.mask_id, self.sigma)
-        score = prediction.confidence * density.gather(1, (prediction.positions - first).clamp(max=answer.shape[1] - 1))
+        at = (prediction.positions - answer[:, :1]).clamp(max=canvas.gen_length - 1)
+        score = prediction.confidence * density.gather(1, at)
         chosen = rank(score, prediction.candidate) < self.k
         return commit(prediction, chosen if self.threshold is None else chosen | (score >= self.threshold))
 
@@ -98,8 +98,7 @@ class PositionAware(Ranked):
     def __post_init__(self) -> None:
         check_count("k", self.k)
         check_least("decay", self.decay)
-        if not self.clip > 0:
-            raise OptionError(f"clip={self.clip} must be above 0.")
+        check_above("clip", self.clip)
         if not self.frequencies:
             raise OptionError(f"frequencies={self.frequencies!r} must be a file; make one with {frequencies.COMMAND}.")
         frequencies.read(self.frequencies)

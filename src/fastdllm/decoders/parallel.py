@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from fastdllm.canvas import Delta
+from fastdllm.checks import check_above
 from fastdllm.decoders.base import Ranked, Turn, check_count, commit
 from fastdllm.errors import OptionError
 from fastdllm.sampling import check_alg, rank
@@ -66,8 +67,7 @@ class Factor(Ranked):
 
     def __post_init__(self) -> None:
         check_alg(self.alg)
-        if not self.factor > 0:
-            raise OptionError(f"factor={self.factor} must be above 0.")
+        check_above("factor", self.factor)
 
     def step(self, turn: Turn) -> Delta:
         prediction = turn.prediction

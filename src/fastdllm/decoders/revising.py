@@ -1,4 +1,4 @@
-"""Decoders that may take back what they committed: Saber and LLaDA2.1's editing.
+"""Decoders that may take back what they committed: LLaDA2.1's editing, Saber, WINO.
 
 They write only to slots whose row was computed in the pass, so that no cache has to answer for a stale one.
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastdllm.canvas import Delta
-from fastdllm.decoders.base import Ranked, Turn, check_count, check_least, commit, in_new_block, offsets
+from fastdllm.checks import check_least
+from fastdllm.decoders.base import MOST, Ranked, Turn, check_count, commit, in_new_block, offsets, sure
 from fastdllm.errors import OptionError
 from fastdllm.sampling import Prediction, rank
 
@@ -37,13 +38,12 @@ class Edit(Ranked):
     def __post_init__(self) -> None:
         for name in ("threshold", "edit_threshold"):
             check_least(name, getattr(self, name))
-        if not 0 <= self.post_steps <= 2**20:
-            raise OptionError(f"post_steps={self.post_steps} must be from 0 to {2**20}.")
+        if not 0 <= self.post_steps <= MOST:
+            raise OptionError(f"post_steps={self.post_steps} must be from 0 to {MOST}.")
 
     def step(self, turn: Turn) -> Delta:
         prediction, slots = turn.prediction, turn.prediction.slots
-        sure = prediction.confidence >= self.threshold
-        fill = slots.candidate & (sure | (rank(prediction.confidence, slots.candidate) == 0))
+        fill = sure(prediction, self.threshold, slots.candidate)
         edit = slots.revisable & (prediction.tokens != slots.current) & (prediction.confidence > self.edit_threshold)
         full = ~slots.candidate.any(1)
         spent = turn.notes.get("spent", torch.zeros_like(full, dtype=torch.long))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastdllm.canvas import Delta, to_device
-from fastdllm.decoders.base import Ranked, Turn, check_count, check_least, commit, in_new_block, offsets
+from fastdllm.checks import check_above, check_least
+from fastdllm.decoders.base import Ranked, Turn, check_count, commit, in_new_block, offsets, sure
 from fastdllm.errors import OptionError
 from fastdllm.sampling import rank
 
@@ -43,8 +44,7 @@ class Klass(Ranked):
             raise OptionError(f"scope={self.scope!r} is not one of answer, block.")
         check_least("threshold", self.threshold)
         check_count("history", self.history)
-        if not self.kl_threshold > 0:
-            raise OptionError(f"kl_threshold={self.kl_threshold} must be above 0.")
+        check_above("kl_threshold", self.kl_threshold)
 
     @property
     def looks_beyond(self) -> bool:
@@ -115,8 +115,7 @@ class Credit(Ranked):
 
     def step(self, turn: Turn) -> Delta:
         prediction = turn.prediction.redrawn(turn.prediction.logits + self.alpha * self._credits(turn).log1p())
-        best = rank(prediction.confidence, prediction.candidate) == 0
-        return commit(prediction, best | (prediction.confidence >= self.threshold))
+        return commit(prediction, sure(prediction, self.threshold, prediction.candidate))
 
     def _credits(self, turn: Turn) -> Tensor:
         """Credit (B, M, V) of every token, that of this pass included."""
@@ -154,8 +153,7 @@ class SlowFast(Ranked):
     def step(self, turn: Turn) -> Delta:
         prediction, at = turn.prediction, offsets(turn)
         inside = prediction.candidate & self._cycle(turn, at)
-        best = rank(prediction.confidence, inside) == 0
-        return commit(prediction, inside & (best | (prediction.confidence >= self.threshold)))
+        return commit(prediction, sure(prediction, self.threshold, inside))
 
     def _cycle(self, turn: Turn, at: Tensor) -> Tensor:
         """True (B, M) for places ``at`` where this pass may commit; brings the notes up to date."""
