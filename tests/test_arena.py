@@ -11,7 +11,7 @@ import pytest
 
 import fastdllm
 from fastdllm.arena.methods import default_methods, parse_method, parse_methods
-from fastdllm.arena.problems import Problem, final_number
+from fastdllm.arena.problems import WordProblem, final_number
 from fastdllm.arena.report import insert
 from fastdllm.arena.run import Arena, answer_all
 from fastdllm.arena.score import pareto, sign_test, wilson
@@ -185,7 +185,7 @@ def test_without_matplotlib_the_table_is_there_all_the_same(model, problems, tmp
 def spent(engine: Engine, questions: list[str], pair: str, folder: Path, **options: Any) -> list[int]:
     """FLOPs of each answer's line."""
     shared: GenerationOptions = {"gen_length": 2, "block_length": 2, "seed": 0, "stop_at_eos": False, **options}
-    posed = tuple(Problem(number=i, question=q, answer="") for i, q in enumerate(questions, start=1))
+    posed = tuple(WordProblem(number=i, question=q, answer="") for i, q in enumerate(questions, start=1))
     contest = Arena(
         engine=engine, methods=parse_methods([pair], shared), problems=posed, shared=shared, provenance={}, chat=False,
         batch_size=len(posed), folder=folder,
@@ -247,11 +247,11 @@ def test_final_number(text, number):
 
 
 def test_solved():
-    numbered = Problem(number=1, question="", answer="6*2=12. #### 12")
+    numbered = WordProblem(number=1, question="", answer="6*2=12. #### 12")
     assert numbered.solved_by("twelve #### 12 or so")
     assert not numbered.solved_by("#### 120")
     assert not numbered.solved_by("12")
-    assert Problem(number=1, question="", answer=" blue\n").solved_by("blue ")
+    assert WordProblem(number=1, question="", answer=" blue\n").solved_by("blue ")
 
 
 def test_default_methods_hold_every_cache_and_decoder():

@@ -22,6 +22,7 @@ TIERS = (
     ("engine",),
     ("record", "results"),
     ("arena",),
+    ("evals", "studies", "replay", "tune"),
     ("cli",),
 )
 LEVEL = {name: level for level, tier in enumerate(TIERS) for name in tier}

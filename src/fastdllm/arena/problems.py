@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fastdllm.errors import OptionError
 from fastdllm.files import read_text
@@ -17,8 +18,33 @@ SHAPE = 'an object with the texts "question" and "answer"'
 FINAL = re.compile(r"####\s*\$?(-?\d[\d,]*(?:\.\d+)?)")
 
 
+class Problem(Protocol):
+    """What a method is asked, and whether it was right."""
+
+    @property
+    def number(self) -> int:
+        """Its place in its set, 1 the first."""
+
+    @property
+    def question(self) -> str:
+        """The prompt, without a chat template."""
+
+    def solved_by(self, text: str) -> bool:
+        """Whether an answer of this text is right."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class ProblemSet:
+    """Problems, and what to record of where they come from."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    digest: str
+    """Changes when anything in the set does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordProblem:
     """A question and the answer it should get."""
 
     number: int
@@ -38,7 +64,21 @@ def final_number(text: str) -> str | None:
     return found.group(1).replace(",", "") if found else None
 
 
-def read_problems(path: Path, count: int) -> tuple[Problem, ...]:
+def open_problems(path: Path | None, folder: Path, model: str, count: int) -> ProblemSet:
+    """The first ``count`` problems of a file, or of those that lie in the checkpoint's ``folder``.
+
+    Raises:
+        OptionError: no file is given and ``model`` comes without problems, or the file cannot be read.
+    """
+    held_out = folder / FILE
+    if path is None and not held_out.exists():
+        raise OptionError(f"{model} comes without problems; give some with --problems FILE.")
+    found = path or held_out
+    name = f"{model}'s held-out problems" if path is None else path.name
+    return ProblemSet(name=name, problems=read_problems(found, count), digest=digest(found))
+
+
+def read_problems(path: Path, count: int) -> tuple[WordProblem, ...]:
     """The first ``count`` problems of a file of JSON lines, or all where it holds fewer.
 
     Raises:
@@ -50,7 +90,7 @@ def read_problems(path: Path, count: int) -> tuple[Problem, ...]:
     return tuple(_problem(path, number, line) for number, line in numbered[:count])
 
 
-def _problem(path: Path, number: int, line: str) -> Problem:
+def _problem(path: Path, number: int, line: str) -> WordProblem:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -59,7 +99,7 @@ def _problem(path: Path, number: int, line: str) -> Problem:
     question, answer = given.get("question"), given.get("answer")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise OptionError(f"{path} line {number} is not {SHAPE}.")
-    return Problem(number=number, question=question, answer=answer)
+    return WordProblem(number=number, question=question, answer=answer)
 
 
 def digest(path: Path) -> str:

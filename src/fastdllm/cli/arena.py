@@ -16,7 +16,6 @@ from rich.text import Text
 from fastdllm.cli import options as opt
 from fastdllm.cli.console import INTERRUPTED, note, stderr, stdout
 from fastdllm.cli.progress import progress
-from fastdllm.errors import OptionError
 from fastdllm.files import write_whole
 from fastdllm.results import Results, open_results, read_runs
 
@@ -128,19 +127,16 @@ def _prepare(
     request: Request, choice: opt.ModelChoice, shared: GenerationOptions, methods: tuple[Method, ...]
 ) -> Arena:
     """Everything that can be refused is refused here, before the first pass."""
-    from fastdllm.arena.problems import FILE, digest, read_problems
+    from fastdllm.arena.problems import open_problems
     from fastdllm.arena.run import Arena
     from fastdllm.record import fingerprint
 
     folder = choice.resolve()
-    path = request.problems or folder / FILE
-    if request.problems is None and not path.exists():
-        raise OptionError(f"{choice.model} comes without problems; give some with --problems FILE.")
-    problems = read_problems(path, request.count)
+    posed = open_problems(request.problems, folder, choice.model, request.count)
     engine = choice.load(folder)
     contest = Arena(
-        engine=engine, methods=methods, problems=problems, shared=shared, folder=request.out,
-        provenance={"revision": choice.revision, "weights": fingerprint(folder), "problems": digest(path)},
+        engine=engine, methods=methods, problems=posed.problems, shared=shared, folder=request.out,
+        provenance={"revision": choice.revision, "weights": fingerprint(folder), "problems": posed.digest},
         chat=opt.uses_template(engine, None), batch_size=request.batch_size,
     )  # fmt: skip
     contest.check()
