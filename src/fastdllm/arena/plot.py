@@ -13,7 +13,8 @@ from fastdllm.arena.report import Report
 from fastdllm.arena.score import Score
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e1b", "#7b4fa3", "#3aa6a6", "#8c6239", "#c2579b", "#6b7a1e", "#555555")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "8", "d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "8", "d", (4, 1), (6, 1), (3, 1), (8, 1))
+TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 98, 99, 99.5)  # percent right
 FAINT = "#777777"
 HEIGHT, LINE = 5.6, 0.18  # inches: of the picture at least, and of a line of its legend
 
@@ -25,30 +26,46 @@ def draw(report: Report, path: Path) -> None:
     colours = {cache: COLOURS[i % len(COLOURS)] for i, cache in enumerate(caches)}
     markers = {decoder: MARKERS[i % len(MARKERS)] for i, decoder in enumerate(decoders)}
     front = sorted((s for s in points if s.front), key=lambda s: s.rows_per_token or 0.0)
-    figure = Figure(figsize=(10.5, HEIGHT), layout="constrained")
+    figure = Figure(figsize=(11.5, HEIGHT), layout="constrained")
     axes = figure.subplots()
     for score in points:
         cache, decoder = score.method.kinds
         _point(axes, score, colours[cache], markers[decoder])
     _front(axes, front)
-    axes.set(xscale="log", xlabel="rows computed per answer token (log scale)", ylabel="problems right, %")
+    axes.set(xscale="log", xlabel="rows computed per answer token (log scale)")
+    _accuracy_axis(axes, points)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=9, length=3.5)
     axes.grid(alpha=0.2, which="both")
     s = report.settings
-    title = f"{s['model']}, {report.scores[0].problems} problems, 95 % intervals, commit {report.distinct('commit')}"
-    axes.set_title(title, fontsize=10, color=FAINT)
+    title = f"{s['model']}, {report.scores[0].problems} problems, 95 % intervals\ncommit {report.distinct('commit')}"
+    axes.set_title(title, fontsize=9, color=FAINT)
     _legend(figure, colours, markers, front)
     figure.savefig(path, dpi=130)
 
 
-def _point(axes: Axes, score: Score, colour: str, marker: str) -> None:
-    low, high = score.interval
-    error = [[score.accuracy - low], [high - score.accuracy]]
+def _accuracy_axis(axes: Axes, points: Sequence[Score]) -> None:
+    """Percent right on a logit scale: good methods differ by a few points near 100, and poor ones still fit."""
+    low, high = min(s.interval[0] for s in points), max(s.interval[1] for s in points)
+    low, high = (min(max(edge, 1.0), 99.9) for edge in (low - 2, high + (100 - high) / 2))
+    axes.set(yscale="logit", ylim=(low / 100, high / 100), ylabel="problems right, % (logit scale)")
+    axes.set_yticks([tick / 100 for tick in TICKS if low <= tick <= high], minor=False)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
+    axes.set_yticks([], minor=True)
+
+
+def _height(percent: float) -> float:
+    """Where a percentage stands: 0 and 100 lie at infinity on a logit scale, so they are drawn at the edge."""
+    return min(max(percent / 100, 0.001), 0.999)
+
+
+def _point(axes: Axes, score: Score, colour: str, marker: str | tuple[int, int]) -> None:
+    low, middle, high = (_height(p) for p in (score.interval[0], score.accuracy, score.interval[1]))
+    error = [[middle - low], [high - middle]]
     size, ink, height = (7, 1.0, 3) if score.front else (5, 0.55, 2)
     axes.errorbar(
-        [score.rows_per_token or 0.0], [score.accuracy], yerr=error, fmt=marker, color=colour, ms=size, alpha=ink,
+        [score.rows_per_token or 0.0], [middle], yerr=error, ls="", marker=marker, color=colour, ms=size, alpha=ink,
         elinewidth=0.8, capsize=2, mec="white", mew=0.5, zorder=height,
     )  # fmt: skip
 
@@ -57,7 +74,7 @@ def _front(axes: Axes, front: Sequence[Score]) -> None:
     """The line along the front, and each point's number in the table; equal points share a label."""
     places: dict[tuple[float, float], list[int]] = {}
     for score in front:
-        places.setdefault((score.rows_per_token or 0.0, score.accuracy), []).append(score.number)
+        places.setdefault((score.rows_per_token or 0.0, _height(score.accuracy)), []).append(score.number)
     axes.step([x for x, _ in places], [y for _, y in places], where="post", color=FAINT, lw=1, ls=":", zorder=1)
     for i, (at, numbers) in enumerate(places.items()):
         above = 9 if i % 2 else -15  # neighbours' labels go to different sides
