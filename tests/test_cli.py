@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import fastdllm
+from fastdllm.caches.d2cache import Rollout
 from fastdllm.cli import chat as chat_command
 from fastdllm.cli import one
 from fastdllm.cli.console import printable
-from fastdllm.loop import allocate
+from fastdllm.config import parse_cache, parse_decoder
+from fastdllm.loop import Run, allocate
 from fastdllm.memory import available, memory, parameters
+from fastdllm.state import RowState
 from helpers import QUICK, refused, run, write_checkpoint
+from toys import toy_engine
 
 # One prompt
 
@@ -148,14 +154,45 @@ def test_memory_is_what_is_allocated(tmp_path, family):
 
     engine = fastdllm.load(write_checkpoint(tmp_path, family=family))
     model, config = engine.model, engine.config
-    need = memory(config, batch_size=3, prompt_length=20, gen_length=12, block_length=5, itemsize=4)
+    lengths = {"batch_size": 3, "prompt_length": 20, "gen_length": 12, "block_length": 5, "itemsize": 4}
+    need = memory(config, parse_cache("dual"), parse_decoder("topk"), **lengths)
     assert need.weights == sum(p.nbytes for p in model.parameters())
     assert parameters(config) == sum(p.numel() for p in model.parameters())
     canvas = Canvas([[1] * 20] * 3, gen_length=12, block_length=5, mask_id=config.mask_id, eos_ids=config.eos_ids)
     assert need.kv_store == allocate(model, canvas).nbytes
     assert need.logits == 3 * 5 * config.vocab_size * 8
+    assert need.method == 0
     assert need.total == need.weights + need.kv_store + need.logits + need.activations
+    assert memory(config, parse_cache("none"), parse_decoder("topk"), **lengths).kv_store == 0
+    assert memory(config, parse_cache("none"), parse_decoder("wino"), **lengths).kv_store == need.kv_store
     assert (available("cpu") or 0) > 0
+
+
+@pytest.mark.parametrize("method", ["dllm/topk", "dual/klass", "dual/klass:scope=block", "dual/credit", "d2cache/topk"])
+def test_memory_of_a_method_is_what_it_keeps(monkeypatch, method):
+    cache, decoder = method.split("/")
+    held: dict[str, int] = {}
+
+    class Weighed(RowState):
+        def __setitem__(self, name: str, value: torch.Tensor) -> None:
+            super().__setitem__(name, value)
+            if value.is_floating_point() and name not in ("confidence", "importance", "divergences"):  # a number a slot
+                held[name] = max(held.get(name, 0), value.nbytes)
+
+    def note(hook: Rollout) -> None:
+        held["means"] = max(held.get("means", 0), sum(mean.nbytes for mean in hook.means))
+        taken(hook)
+
+    taken = Rollout._note
+    monkeypatch.setattr("fastdllm.loop.RowState", Weighed)
+    monkeypatch.setattr(Rollout, "_note", note)
+    engine = toy_engine()
+    monkeypatch.setattr("fastdllm.loop.Run", partial(Run, state=Weighed()))
+    for _ in engine.stream([[5] * 20] * 3, gen_length=12, block_length=5, cache=cache, decoder=decoder):
+        pass
+    lengths = {"batch_size": 3, "prompt_length": 20, "gen_length": 12, "block_length": 5, "itemsize": 4}
+    need = memory(engine.config, parse_cache(cache), parse_decoder(decoder), **lengths)
+    assert need.method == sum(held.values()) > 0
 
 
 def test_info_reads_no_weights(model, monkeypatch):
@@ -167,6 +204,10 @@ def test_info_reads_no_weights(model, monkeypatch):
         assert part in result.stdout
     assert "K/V store    193.5 KiB" in result.stdout  # 2 x 3 layers x 2 rows x 32 wide x 129 slots x 4 bytes
     assert "longer than the 256 positions" in refused("info", model, "--prompt-length", "250")
+    shown = run("info", model, "--cache", "dllm", "--decoder", "wino").stdout
+    assert "cache dllm, decoder wino" in shown
+    assert "method" in shown
+    assert "none is kept" in run("info", model, "--cache", "none").stdout
     monkeypatch.setattr("fastdllm.memory.available", lambda _: 1000)
     assert "It does not fit" in run("info", model).stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -276,7 +277,15 @@ def test_what_holds_no_frequencies_is_refused(tmp_path, content, message):
 def test_frequencies_of_another_vocabulary_are_refused(tmp_path):
     file = written(tmp_path / "f.json", {VOCAB: 4})
     with pytest.raises(OptionError, match="counts the id 60, but the model's ids run from 0 to 59"):
-        canvases("llada", f"pc:frequencies={file}")
+        toy_engine().start(RAGGED, decoder=f"pc:frequencies={file}")
+
+
+def test_frequencies_that_were_written_anew_are_read_anew(tmp_path):
+    file = tmp_path / "f.json"
+    for count in (3, 4):
+        written(file, {1: count})
+        os.utime(file, ns=(count, count))
+        assert frequencies.read(str(file)) == (count, {1: count})
 
 
 def test_the_embedded_model_has_frequencies():

@@ -96,6 +96,7 @@ class Engine:
     ) -> Generation:
         """A generation that has not begun: iterate it for events, then read its completions."""
         config = GenerationConfig(**options)
+        config.rule.check_vocabulary(self.config.vocab_size)
         if batch_size is not None:
             check_least("batch_size", batch_size, 1)
         ids = self.encode(prompts, chat=chat)

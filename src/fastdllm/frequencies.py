@@ -34,7 +34,6 @@ def build(texts: Iterable[str], encode: Callable[[str], Sequence[int]]) -> dict[
     return {"num_token": counts.total(), "p_baseline_dict": {str(token): n for token, n in sorted(counts.items())}}
 
 
-@functools.lru_cache(maxsize=8)
 def read(source: str) -> tuple[int, dict[int, int]]:
     """Tokens of the corpus and how many of them have each id.
 
@@ -45,6 +44,17 @@ def read(source: str) -> tuple[int, dict[int, int]]:
         OptionError: there is no such file, or it holds something else.
     """
     path = EMBEDDED[source] / "frequencies.json" if source in EMBEDDED else Path(source)
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        why = f"frequencies={source!r} cannot be read ({error.strerror})"
+        raise OptionError(f"{why}; make it with {COMMAND}.") from None
+    return _read(source, path, changed)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(source: str, path: Path, changed: int) -> tuple[int, dict[int, int]]:
+    """What a file held when it was last ``changed``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         total, counts = int(content["num_token"]), {int(k): int(n) for k, n in content["p_baseline_dict"].items()}
@@ -58,19 +68,28 @@ def read(source: str) -> tuple[int, dict[int, int]]:
     return total, counts
 
 
+def check(source: str, vocab_size: int) -> None:
+    """Refuse frequencies of another vocabulary.
+
+    Raises:
+        OptionError: as :func:`read`, or an id is none of ``vocab_size``.
+    """
+    highest = max(read(source)[1])
+    if highest >= vocab_size:
+        raise OptionError(
+            f"frequencies={source!r} counts the id {highest}, but the model's ids run from 0 to {vocab_size - 1}; "
+            f"make it for this model with {COMMAND}."
+        )
+
+
 @functools.lru_cache(maxsize=8)
 def load(source: str, vocab_size: int, device: torch.device) -> Tensor:
     """Frequency of every token, float32 (V,): one that the corpus lacks counts as one that occurs once in it.
 
-    Raises:
-        OptionError: as :func:`read`, or the ids are not those of such a vocabulary.
+    Args:
+        source: frequencies that :func:`check` has found to be of this vocabulary.
     """
     total, counts = read(source)
-    if max(counts) >= vocab_size:
-        raise OptionError(
-            f"frequencies={source!r} counts the id {max(counts)}, but the model's ids run from 0 to {vocab_size - 1}; "
-            f"make it for this model with {COMMAND}."
-        )
     occurs = torch.ones(vocab_size, dtype=torch.float64)
     occurs[list(counts)] = torch.tensor(list(counts.values()), dtype=torch.float64).clamp(min=1)
     return (occurs / total).float().to(device)

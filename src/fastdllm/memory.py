@@ -2,7 +2,8 @@
 
 Weights and key/value store are exact: what :class:`fastdllm.models.transformer.Transformer` and
 :class:`fastdllm.kv.KVStore` allocate. Logits are those of greedy decoding; a temperature, top_p or top_k needs
-several times as much for noise and sorting. Activations are an estimate of the largest layer's.
+several times as much for noise and sorting. What a cache or decoder keeps beside the store it says itself.
+Activations are an estimate of the largest layer's.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from fastdllm.caches import CachePolicy
+from fastdllm.decoders import Decoder
 from fastdllm.models.config import ModelConfig
-
-FLOAT32 = 4
+from fastdllm.state import FLOAT32, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +23,14 @@ class Memory:
 
     weights: int
     kv_store: int
+    method: int
+    """What cache and decoder keep from pass to pass beside the store."""
     logits: int
     activations: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_store + self.logits + self.activations
+        return self.weights + self.kv_store + self.method + self.logits + self.activations
 
 
 def parameters(config: ModelConfig) -> int:
@@ -39,14 +43,16 @@ def parameters(config: ModelConfig) -> int:
 
 
 def memory(
-    config: ModelConfig, *, batch_size: int, prompt_length: int, gen_length: int, block_length: int, itemsize: int
-) -> Memory:
+    config: ModelConfig, cache: CachePolicy, decoder: Decoder, *,
+    batch_size: int, prompt_length: int, gen_length: int, block_length: int, itemsize: int,
+) -> Memory:  # fmt: skip
     """Bytes for a batch of canvases of ``prompt_length + gen_length`` slots.
 
-    Logits are those of one pass: a block's rows in the model's dtype, the float32 copy that confidences
-    are computed from where that is another, and the float32 exponentials of the logsumexp. Activations
-    are the wider of attention (states, queries, keys, values, and rotation in float32) and feed-forward
-    (states, gate, up and their product), for every slot of the canvas, as in a pass that opens a block.
+    Logits are those of one pass: a block's rows (the answer's, where cache or decoder look beyond) in the
+    model's dtype, the float32 copy that confidences are computed from where that is another, and the float32
+    exponentials of the logsumexp. Activations are the wider of attention (states, queries, keys, values, and
+    rotation in float32) and feed-forward (states, gate, up and their product), for every slot of the canvas,
+    as in a pass that opens a block.
 
     Args:
         itemsize: bytes of a number in the model's dtype.
@@ -56,10 +62,17 @@ def memory(
     attention = (3 * width + 2 * kv_width) * itemsize + 4 * width * FLOAT32
     feed_forward = (2 * width + 3 * config.intermediate_size) * itemsize
     block = min(block_length, gen_length)
+    slots = gen_length if cache.looks_beyond or decoder.looks_beyond else block
+    size = Size(
+        batch=batch_size, length=length, gen_length=gen_length, block_length=block, layers=config.num_layers,
+        width=width, vocabulary=config.vocab_size, itemsize=itemsize,
+    )  # fmt: skip
+    store = 2 * config.num_layers * batch_size * kv_width * (length + 1) * itemsize
     return Memory(
         weights=parameters(config) * itemsize,
-        kv_store=2 * config.num_layers * batch_size * kv_width * (length + 1) * itemsize,
-        logits=batch_size * block * config.vocab_size * (itemsize + FLOAT32 * (1 + (itemsize != FLOAT32))),
+        kv_store=store if cache.stores or decoder.verifies else 0,
+        method=cache.extra_bytes(size) + decoder.extra_bytes(size),
+        logits=batch_size * slots * config.vocab_size * (itemsize + FLOAT32 * (1 + (itemsize != FLOAT32))),
         activations=batch_size * length * max(attention, feed_forward),
     )
 

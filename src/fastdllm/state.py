@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from fastdllm.canvas import to_device
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What the memory of a strategy depends on; counts, and ``itemsize`` bytes of a number in the model's dtype."""
+
+    batch: int
+    length: int
+    """Of the canvas: prompt and answer."""
+    gen_length: int
+    block_length: int
+    layers: int
+    width: int
+    vocabulary: int
+    itemsize: int
 
 
 class RowState(dict[str, Tensor]):

@@ -20,7 +20,7 @@ from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import Angles, Block
 from fastdllm.sampling import Prediction, rank
-from fastdllm.state import RowState
+from fastdllm.state import FLOAT32, RowState, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,10 @@ class D2Cache(Policy):
         held = state["confidence"]
         kept = held.gather(1, prediction.positions)
         held.scatter_(1, prediction.positions, torch.where(prediction.slots.known, prediction.confidence, kept))
+
+    def extra_bytes(self, size: Size) -> int:
+        """The mean attention of every layer, which the first pass has for all rows."""
+        return FLOAT32 * size.batch * size.layers * size.length**2
 
 
 class Rollout:

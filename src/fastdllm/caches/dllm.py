@@ -19,7 +19,7 @@ from fastdllm.checks import check_least
 from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import Angles, Attention, Block
-from fastdllm.state import RowState
+from fastdllm.state import RowState, Size
 
 UNTURNED = 2.5e-7
 """Values this close to the stored ones have not turned: what rounding leaves must not order them (first come first)."""
@@ -74,6 +74,10 @@ class DLLMCache(Policy):
 
     def fresh(self, rows: Tensor, state: RowState) -> Tensor | None:
         return state["fresh"].gather(1, rows)
+
+    def extra_bytes(self, size: Size) -> int:
+        """What attention and feed-forward added to the states of every layer and slot."""
+        return 2 * size.batch * size.layers * (size.length + 1) * size.width * size.itemsize
 
 
 class ReusedLayers:

@@ -15,7 +15,7 @@ from fastdllm.canvas import Canvas, Region
 from fastdllm.kv import BoundStore
 from fastdllm.models.transformer import LayerHook
 from fastdllm.sampling import Prediction
-from fastdllm.state import RowState
+from fastdllm.state import RowState, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,18 @@ def scattered(chosen: Tensor, reach: Tensor) -> Plan:
 class CachePolicy(Protocol):
     """A frozen dataclass; ``plan`` is what each must say, the rest has a default in :class:`Policy`."""
 
-    stores: ClassVar[bool]
-    """Whether keys and values outlive a pass."""
-    looks_beyond: ClassVar[bool]
-    """Whether it wants predictions of the open slots right of the block, too."""
     source: ClassVar[str]
     """The paper."""
+
+    @property
+    def stores(self) -> bool:
+        """Whether keys and values outlive a pass."""
+        ...
+
+    @property
+    def looks_beyond(self) -> bool:
+        """Whether it wants predictions of the open slots right of the block, too."""
+        ...
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
         """Rows to recompute and write back; they include a row that predicts some open slot of the block."""
@@ -83,6 +89,10 @@ class CachePolicy(Protocol):
 
     def observe(self, prediction: Prediction, state: RowState) -> None:
         """Take note of what a pass predicted."""
+        ...
+
+    def extra_bytes(self, size: Size) -> int:
+        """Bytes that it holds beside keys and values at its widest pass."""
         ...
 
 
@@ -101,6 +111,9 @@ class Policy:
 
     def observe(self, prediction: Prediction, state: RowState) -> None:
         return None
+
+    def extra_bytes(self, size: Size) -> int:
+        return 0
 
 
 def changed_slots(canvas: Canvas, state: RowState) -> Tensor:

@@ -36,6 +36,8 @@ def info(
     prompt_length: PromptLength = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
+    cache: opt.Cache = opt.CACHE,
+    decoder: opt.Decoder = opt.DECODER,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
 ) -> None:
@@ -45,7 +47,7 @@ def info(
     from fastdllm.models.checkpoint import read_config, resolve
     from fastdllm.text import load_text
 
-    lengths = GenerationConfig(gen_length=gen_length, block_length=block_length)
+    lengths = GenerationConfig(gen_length=gen_length, block_length=block_length, cache=cache, decoder=decoder)
     folder = resolve(model, revision, weights=False)
     config, text, where = read_config(folder), load_text(folder), choose_device(device)
     chosen = choose_dtype(dtype, folder, where)
@@ -57,15 +59,16 @@ def info(
             f"positions of {model}."
         )
     need = memory(
-        config, batch_size=batch_size, prompt_length=prompt_length, gen_length=lengths.gen_length,
-        block_length=lengths.block_length, itemsize=chosen.itemsize,
+        config, lengths.policy, lengths.rule, batch_size=batch_size, prompt_length=prompt_length,
+        gen_length=lengths.gen_length, block_length=lengths.block_length, itemsize=chosen.itemsize,
     )  # fmt: skip
     console, name = stdout(), str(chosen).removeprefix("torch.")
     console.print(Line(model, style="bold"), soft_wrap=True)
     console.print(_grid(_shape(config, text, folder)))
     batch = f"{batch_size} prompt{'s' * (batch_size > 1)} of {prompt_length} tokens, gen_length {gen_length}"
     console.print(Line(f"\nMemory for {batch}, {name} on {where}", style="bold"))
-    console.print(_grid(_needs(need, lengths.block_length)))
+    console.print(Line(f"cache {cache}, decoder {decoder}", style="dim"))
+    console.print(_grid(_needs(need)))
     console.print(_verdict(need.total, available(str(where)), str(where)), soft_wrap=True)
 
 
@@ -106,11 +109,12 @@ def _named(ids: list[int], text: Text | None) -> str:
     return ", ".join(f"{token} {name}".rstrip() for token, name in zip(ids, names, strict=True)) or "none"
 
 
-def _needs(need: Memory, block_length: int) -> list[tuple[str, str]]:
+def _needs(need: Memory) -> list[tuple[str, str]]:
     return [
         ("weights", _size(need.weights)),
-        ("K/V store", f"{_size(need.kv_store)}  (every layer and slot; none with cache none)"),
-        ("logits", f"{_size(need.logits)}  (a block of {block_length}, with the float32 copy)"),
+        ("K/V store", f"{_size(need.kv_store)}  (every layer and slot)" if need.kv_store else "none is kept"),
+        *([("method", f"{_size(need.method)}  (what cache and decoder keep beside it)")] if need.method else []),
+        ("logits", f"{_size(need.logits)}  (slots predicted in a pass, with the float32 copy)"),
         ("activations", f"{_size(need.activations)}  (an estimate)"),
         ("total", _size(need.total)),
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdllm.canvas import Canvas, Delta, Region, to_device
 from fastdllm.errors import OptionError
 from fastdllm.sampling import Prediction, rank
-from fastdllm.state import RowState
+from fastdllm.state import RowState, Size
 
 MOST = 2**20  # of steps and of tokens in a pass; far above any canvas
 
@@ -56,6 +56,14 @@ class Decoder(Protocol):
         """Raise OptionError when the decoder cannot fill such a canvas."""
         ...
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raise OptionError when what the decoder reads is not for a vocabulary of that size."""
+        ...
+
+    def extra_bytes(self, size: Size) -> int:
+        """Bytes that its notes hold."""
+        ...
+
 
 class Ranked:
     """The defaults of :class:`Decoder`: any slot at any time, once."""
@@ -70,6 +78,12 @@ class Ranked:
 
     def check(self, gen_length: int, block_length: int) -> None:
         return None
+
+    def check_vocabulary(self, size: int) -> None:
+        return None
+
+    def extra_bytes(self, size: Size) -> int:
+        return 0
 
 
 def sure(prediction: Prediction, threshold: float, among: Tensor) -> Tensor:

@@ -103,6 +103,9 @@ class PositionAware(Ranked):
             raise OptionError(f"frequencies={self.frequencies!r} must be a file; make one with {frequencies.COMMAND}.")
         frequencies.read(self.frequencies)
 
+    def check_vocabulary(self, size: int) -> None:
+        frequencies.check(self.frequencies, size)
+
     def step(self, turn: Turn) -> Delta:
         prediction = turn.prediction
         table = frequencies.load(self.frequencies, prediction.logits.shape[-1], prediction.logits.device)

@@ -19,6 +19,7 @@ from fastdllm.checks import check_above, check_least
 from fastdllm.decoders.base import Ranked, Turn, check_count, commit, in_new_block, offsets, sure
 from fastdllm.errors import OptionError
 from fastdllm.sampling import rank
+from fastdllm.state import FLOAT32, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,11 @@ class Klass(Ranked):
         ready = prediction.candidate & settled & (prediction.confidence >= self.threshold)
         best = rank(prediction.confidence, prediction.candidate) == 0
         return commit(prediction, torch.where(ready.any(1, keepdim=True), ready, best))
+
+    def extra_bytes(self, size: Size) -> int:
+        """The distribution of every slot that is watched."""
+        slots = size.gen_length if self.scope == "answer" else size.block_length
+        return FLOAT32 * size.batch * (slots + 1) * size.vocabulary
 
     def _divergences(self, turn: Turn) -> Tensor:
         """KL divergence (B, M, H) of each slot over its last fresh passes, the newest last; infinite where unknown."""
@@ -116,6 +122,10 @@ class Credit(Ranked):
     def step(self, turn: Turn) -> Delta:
         prediction = turn.prediction.redrawn(turn.prediction.logits + self.alpha * self._credits(turn).log1p())
         return commit(prediction, sure(prediction, self.threshold, prediction.candidate))
+
+    def extra_bytes(self, size: Size) -> int:
+        """The credit of every token for every slot of the block."""
+        return FLOAT32 * size.batch * (size.block_length + 1) * size.vocabulary
 
     def _credits(self, turn: Turn) -> Tensor:
         """Credit (B, M, V) of every token, that of this pass included."""
