@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 from hypothesis import settings
 
+import fastdllm
+from fastdllm.engine import Engine
+from fastdllm.errors import OptionError
+from fastdllm.evals.sandbox import find_isolation
+from fastdllm.evals.sandbox_isolation import Isolation
 from helpers import write_checkpoint
 
 torch.set_num_threads(1)
@@ -29,3 +34,20 @@ def model(tmp_path_factory) -> str:
 def bare(tmp_path_factory) -> str:
     """A checkpoint folder without a tokenizer."""
     return str(write_checkpoint(tmp_path_factory.mktemp("bare"), tokenizer=False))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Engine:
+    """The embedded model in float32."""
+    return fastdllm.load("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def isolation() -> Isolation:
+    """The sandbox of this machine; where there is none, tests that need it are skipped, but not in CI."""
+    try:
+        return find_isolation()
+    except OptionError as error:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(f"CI must try the sandbox: {error}")
+        pytest.skip(str(error))

@@ -109,6 +109,12 @@ def parse_decoder(spec: Decoder | str) -> Decoder:
     return _parse("decoder", spec, DECODERS) if isinstance(spec, str) else spec
 
 
+def spec_of(name: str, values: Mapping[str, object]) -> str:
+    """The spec of a strategy by its name and parameters."""
+    parameters = ",".join(f"{key}={value}" for key, value in values.items())
+    return f"{name}:{parameters}" if parameters else name
+
+
 def describe(strategy: object) -> str:
     """The spec of a strategy with every parameter, as recorded beside results."""
     from fastdllm.caches import CACHES
@@ -117,8 +123,7 @@ def describe(strategy: object) -> str:
     for registry in (CACHES, DECODERS):
         for name, kind in registry.items():
             if type(strategy) is kind:
-                values = ",".join(f"{f.name}={getattr(strategy, f.name)}" for f in fields(kind))  # type: ignore[arg-type]
-                return f"{name}:{values}" if values else name
+                return spec_of(name, {f.name: getattr(strategy, f.name) for f in fields(kind)})  # type: ignore[arg-type]
     return repr(strategy)
 
 

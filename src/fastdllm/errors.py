@@ -17,3 +17,13 @@ class OptionError(FastdllmError, ValueError):
 
 class NumericalError(FastdllmError, ArithmeticError):
     """The model produced logits that are not numbers."""
+
+
+class SandboxError(FastdllmError, RuntimeError):
+    """The sandbox could not start a program, which therefore did not run."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error says so. Torch has a class for it on GPUs; on CPUs it is a RuntimeError with these words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

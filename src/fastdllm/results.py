@@ -110,10 +110,19 @@ def _read_held(path: Path) -> dict[Id, object]:
     return held
 
 
+def check_same(path: Path, settings: dict[str, object]) -> None:
+    """Refuse a file of results that were made with other settings.
+
+    Raises:
+        OptionError: as :func:`open_results`.
+    """
+    _check_settings(path, _read_sidecar(path, _sidecar(path))["settings"], json.loads(json.dumps(settings)))
+
+
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The results in a file that :func:`open_results` has left."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    """The results in a file that :func:`open_results` has left, but for a last line that a kill has torn."""
+    content = path.read_bytes()
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode().splitlines()]
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:

@@ -8,11 +8,15 @@ batch of unequal rows: the count says what the hardware did.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastdllm.completion import Completion
+from fastdllm.engine import Generation
 from fastdllm.events import RowEvent
 from fastdllm.models.transformer import Transformer
 
@@ -49,7 +53,10 @@ class Counter:
         self._hooks = [
             hook
             for module in (self.model, self.model.head)
-            for hook in (module.register_forward_pre_hook(self._begin), module.register_forward_hook(self._end))
+            for hook in (
+                module.register_forward_pre_hook(self._begin),
+                module.register_forward_hook(self._end, always_call=True),  # also when memory runs out within
+            )
         ]
         return self
 
@@ -69,3 +76,20 @@ def shares(flops: int, rows: Sequence[RowEvent]) -> list[float]:
     """What each prompt of a pass is charged: in proportion to its rows, so that all shares sum to the pass."""
     weights = [max(1, row.rows_computed) for row in rows]
     return [flops * weight / sum(weights) for weight in weights]
+
+
+def answers(generation: Generation, counter: Counter | None) -> Iterator[tuple[Completion, int | None]]:
+    """Each answer of a generation when the pass that ends it is done, with the operations it was charged.
+
+    Without a counter these are None.
+    """
+    spent: dict[int, float] = defaultdict(float)
+    before = 0
+    with counter or nullcontext():
+        for event in generation:
+            now = counter.total if counter else 0
+            for row, share in zip(event.rows, shares(now - before, event.rows), strict=True):
+                spent[row.index] += share
+                if row.finish_reason is not None:
+                    yield generation.finished[row.index], round(spent[row.index]) if counter else None
+            before = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,8 +13,28 @@ from matplotlib.lines import Line2D
 from fastdllm.arena.report import Report
 from fastdllm.arena.score import Score
 
+Marker: TypeAlias = "str | tuple[int, Literal[0, 1, 2], int]"
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e1b", "#7b4fa3", "#3aa6a6", "#8c6239", "#c2579b", "#6b7a1e", "#555555")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "8", "d", (4, 1), (6, 1), (3, 1), (8, 1))
+MARKERS: tuple[Marker, ...] = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    "P",
+    "X",
+    "<",
+    ">",
+    "p",
+    "*",
+    "h",
+    "8",
+    "d",
+    (4, 1, 0),
+    (6, 1, 0),
+    (3, 1, 0),
+    (8, 1, 0),
+)
 TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 98, 99, 99.5)  # percent right
 FAINT = "#777777"
 HEIGHT, LINE = 5.6, 0.18  # inches: of the picture at least, and of a line of its legend
@@ -60,7 +81,7 @@ def _height(percent: float) -> float:
     return min(max(percent / 100, 0.001), 0.999)
 
 
-def _point(axes: Axes, score: Score, colour: str, marker: str | tuple[int, int]) -> None:
+def _point(axes: Axes, score: Score, colour: str, marker: Marker) -> None:
     low, middle, high = (_height(p) for p in (score.interval[0], score.accuracy, score.interval[1]))
     error = [[middle - low], [high - middle]]
     size, ink, height = (7, 1.0, 3) if score.front else (5, 0.55, 2)
@@ -83,7 +104,7 @@ def _front(axes: Axes, front: Sequence[Score]) -> None:
         )
 
 
-def _legend(figure: Figure, colours: dict[str, str], markers: dict[str, str], front: Sequence[Score]) -> None:
+def _legend(figure: Figure, colours: dict[str, str], markers: dict[str, Marker], front: Sequence[Score]) -> None:
     """Colours and markers, then the names of the numbered points, right of the picture."""
     none = Line2D([], [], ls="")
     keys: list[tuple[Line2D, str]] = [(none, "cache")]

@@ -8,13 +8,11 @@ run left in the middle of a batch meet other neighbours when it goes on, so thei
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fastdllm.arena.flops import Counter, shares
+from fastdllm.arena.flops import Counter, answers
 from fastdllm.arena.methods import Method
 from fastdllm.arena.problems import Problem
 from fastdllm.completion import Completion
@@ -31,6 +29,8 @@ class Arena:
 
     Args:
         provenance: what the answers depend on beyond engine and options (weights, revision, problems), JSON-ready.
+        clocks: where timings go, when not to ``folder``.
+        counts_flops: count operations in the first batch of problems.
     """
 
     engine: Engine
@@ -41,6 +41,8 @@ class Arena:
     chat: bool
     batch_size: int
     folder: Path
+    clocks: Path | None = None
+    counts_flops: bool = True
 
     @property
     def answers(self) -> Path:
@@ -48,7 +50,7 @@ class Arena:
 
     @property
     def timings(self) -> Path:
-        return self.folder / "timings.jsonl"
+        return (self.clocks or self.folder) / "timings.jsonl"
 
     def settings(self) -> dict[str, object]:
         """What all answers of a folder share; methods and problems may be added to it."""
@@ -102,7 +104,7 @@ def answer_id(method: Method, problem: Problem) -> str:
 
 def answer_all(arena: Arena, results: Results, advance: Callable[[], None]) -> None:
     """Answer what ``results`` lacks, method by method; ``advance`` is called for each answer."""
-    first = arena.problems[: arena.batch_size]
+    first = arena.problems[: arena.batch_size] if arena.counts_flops else ()
     for method in arena.methods:
         left = [p for p in arena.problems if answer_id(method, p) not in results.finished]
         counted, rest = [p for p in left if p in first], [p for p in left if p not in first]
@@ -114,20 +116,10 @@ def _answer(
     arena: Arena, method: Method, problems: list[Problem], results: Results, advance: Callable[[], None],
     *, counter: Counter | None,
 ) -> None:  # fmt: skip
-    generation = arena.start(method, problems)
-    spent: dict[int, float] = defaultdict(float)
-    before = 0
-    with counter or nullcontext():
-        for event in generation:
-            now = counter.total if counter else 0
-            for row, share in zip(event.rows, shares(now - before, event.rows), strict=True):
-                spent[row.index] += share
-                if row.finish_reason is not None:
-                    done, problem = generation.finished[row.index], problems[row.index]
-                    flops = round(spent[row.index]) if counter else None
-                    results.add(_line(answer_id(method, problem), problem, done, flops))
-                    advance()
-            before = now
+    for done, flops in answers(arena.start(method, problems), counter):
+        problem = problems[done.index]
+        results.add(_line(answer_id(method, problem), problem, done, flops))
+        advance()
 
 
 def _line(name: str, problem: Problem, completion: Completion, flops: int | None) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Benchmarks of what a model writes, scored as the field scores them."""
