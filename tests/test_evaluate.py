@@ -199,7 +199,7 @@ def test_examples_are_those_of_the_field():
     ("overrides", "sentence"),
     [
         (["dataset.name=nonsense"], "dataset.name=nonsense is none of gsm8k, math-500, humaneval, mbpp"),
-        (["dataset.name=gsm8k", "dataset.path=/nowhere"], "dataset.path=/nowhere has no train.jsonl of gsm8k."),
+        (["dataset.path=/nowhere"], "dataset.path=/nowhere has no train.jsonl of gsm8k."),
         (
             ["dataset.name=humaneval", "dataset.n_shot=2", "unsafe=true"],
             "humaneval_instruct has no examples",

@@ -15,9 +15,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind, TaskIndex
 
 from fastdllm.errors import OptionError
 from fastdllm.evals import grading
@@ -136,9 +138,7 @@ def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> list
     try:
         with redirect_stdout(StringIO()):  # lm-eval and datasets print what they load
             if source is None or source.task is None:
-                manager = TaskManager()
-                spec = _stock(manager, name, None if path is None else _files(name, Path(path), source))
-                return list(manager.load([spec])["tasks"].values())
+                return _stock(name, None if path is None else Path(path), source)
             isolation = find_isolation(unsafe=unsafe) if source.runs_code else None
             make = source.instruct if chat and source.instruct else source.task
             config = {**make(isolation), **_data(name, source, path), "metadata": {"version": VERSION}}
@@ -150,21 +150,32 @@ def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> list
         raise OptionError(f"dataset.name={name} cannot be had ({reason}); give dataset.path=FOLDER.") from None
 
 
-def _stock(manager: TaskManager, name: str, files: Mapping[str, str] | None) -> Any:
-    """What makes lm-eval load its own task, from local files where some are given."""
-    if name not in manager.task_index:
+def _stock(name: str, folder: Path | None, source: Source | None) -> list[Any]:
+    """lm-eval's own task, from local files where a folder is given."""
+    stock = _yaml_of(name)
+    manager = TaskManager(include_defaults=stock is None)  # reading all of lm-eval's tasks takes seconds
+    if stock is None and name not in manager.task_index:
         raise OptionError(f"dataset.name={name} is none of {', '.join(SOURCES)}, and lm-eval has no such task.")
-    if files is None:
-        return name
-    stock = manager.task_index[name].yaml_path
-    if stock is None or name not in manager.all_subtasks:
+    if folder is None:
+        return list(manager.load([name if stock is None else str(stock)])["tasks"].values())
+    stock = stock or (manager.task_index[name].yaml_path if name in manager.all_subtasks else None)
+    if stock is None:
         raise OptionError(f"dataset.path works with single tasks, and {name} is a group or is written in Python.")
+    files = _files(name, folder, source)
     content: dict[str, Any] = {"include": str(stock), "task": name, "dataset_path": "json", "dataset_name": None}
     content |= {key: None for split, key in SPLITS.items() if split not in files and key != "test_split"}
-    folder = Path(tempfile.mkdtemp(prefix="fastdllm-task-"))
-    written = folder / "task.yaml"
-    written.write_text(yaml.safe_dump({**content, "dataset_kwargs": {"data_files": dict(files)}}), encoding="utf-8")
-    return str(written)
+    with tempfile.TemporaryDirectory(prefix="fastdllm-task-") as home:
+        written = Path(home) / "task.yaml"
+        written.write_text(yaml.safe_dump({**content, "dataset_kwargs": {"data_files": files}}), encoding="utf-8")
+        return list(manager.load([str(written)])["tasks"].values())
+
+
+def _yaml_of(name: str) -> Path | None:
+    """The file of a task of lm-eval that is named like it; there are others, which only the index of all knows."""
+    named = [path for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml") if path.stem == name]
+    entries = [entry for path in named if (entry := TaskIndex.entry_from_path(path))]
+    found = [entry.yaml_path for entry in entries if entry.name == name and entry.kind is Kind.TASK]
+    return found[0] if len(found) == 1 else None
 
 
 def _data(name: str, source: Source, path: str | None) -> dict[str, Any]:
