@@ -35,13 +35,13 @@ def byte_tokenizer() -> Tokenizer:
 
 def write_checkpoint(
     folder: Path, *, family: Family = "llada", tokenizer: bool = True, template: bool = True, seed: int = 0,
-    max_length: int = 256, dtype: torch.dtype = torch.float32,
+    max_length: int = 256, dtype: torch.dtype = torch.float32, layers: int = 3,
 ) -> Path:  # fmt: skip
     """A random checkpoint that :func:`fastdllm.load` reads."""
     text = byte_tokenizer()
     eos, eot, mask = (text.token_to_id(SPECIAL[i]) for i in (1, 2, 3))
     model = toy_model(
-        family, seed=seed, vocab_size=264, max_length=max_length, mask_id=mask, eos_ids=(eos, eot), pad_id=eos
+        family, layers, seed, vocab_size=264, max_length=max_length, mask_id=mask, eos_ids=(eos, eot), pad_id=eos
     )
     save_checkpoint(model, folder, dtype)
     if tokenizer:

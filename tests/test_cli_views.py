@@ -37,7 +37,7 @@ def test_a_trace_folds_back_to_the_canvas(model, tmp_path):
 def test_a_failed_trace_leaves_nothing(model, tmp_path, monkeypatch):
     trace = tmp_path / "t.jsonl"
     trace.write_text("an older trace")
-    monkeypatch.setattr("fastdllm.cli.trace.asdict", lambda _: 1 / 0)
+    monkeypatch.setattr("fastdllm.replay.recording.asdict", lambda _: 1 / 0)
     command = ["generate", "x", "--model", model, "--trace", str(trace), *QUICK]
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(app, command, catch_exceptions=False)

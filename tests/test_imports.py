@@ -18,7 +18,7 @@ TIERS = (
     ("kv", "sampling", "density"),
     ("caches", "decoders", "models", "frequencies"),
     ("loop", "memory"),
-    ("text", "config", "completion"),
+    ("text", "config", "completion", "pieces", "presets"),
     ("engine",),
     ("record", "results"),
     ("arena",),

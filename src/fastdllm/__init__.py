@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fastdllm.engine import Engine, Generation, load
     from fastdllm.errors import CheckpointError, FastdllmError, NumericalError, OptionError
     from fastdllm.events import RowEvent, StepEvent
+    from fastdllm.presets import load_preset
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ _HOMES = {
     "engine": ("Engine", "Generation", "load"),
     "errors": ("CheckpointError", "FastdllmError", "NumericalError", "OptionError"),
     "events": ("RowEvent", "StepEvent"),
+    "presets": ("load_preset",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -33,6 +35,7 @@ __all__ = [
     "RowEvent",
     "StepEvent",
     "load",
+    "load_preset",
 ]
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fastdllm.caches import CACHES
 from fastdllm.config import GenerationConfig, GenerationOptions, describe
 from fastdllm.decoders import DECODERS
 from fastdllm.errors import OptionError
 from fastdllm.files import read_text
+from fastdllm.presets import BUILT_IN, load_preset
 
 EXAMPLE = "dual/threshold:threshold=0.9"
+STRATEGIES = ("cache", "decoder")
+DEFAULTS = {field.name: field.default for field in fields(GenerationConfig)}
 OVERRIDES: dict[str, Callable[[str], float]] = {
     "gen_length": int, "block_length": int, "temperature": float, "top_p": float, "top_k": int, "cfg_scale": float,
     "seed": int,
@@ -42,7 +45,7 @@ class Method:
 
 
 def parse_method(text: str, shared: GenerationOptions) -> Method:
-    """A method from its text.
+    """A method from its text: a cache and a decoder, or a preset's name or file.
 
     Args:
         shared: options of all methods, which those after ``@`` replace.
@@ -51,18 +54,28 @@ def parse_method(text: str, shared: GenerationOptions) -> Method:
         OptionError: it cannot be read, or its options contradict one another; the message names it.
     """
     pair, _, rest = text.strip().partition("@")
-    cache, slash, decoder = (part.strip() for part in pair.partition("/"))
+    usual = {**DEFAULTS, **shared}
     try:
-        if not slash:
-            raise OptionError(f"a method is CACHE/DECODER, such as {EXAMPLE}.")
-        own = {name: value for name, value in _overrides(rest).items() if shared.get(name) != value}
-        options = cast(GenerationOptions, {**shared, **own, "cache": cache, "decoder": decoder})
+        asked = {**_strategies(pair), **_overrides(rest)}
+        own = {name: value for name, value in asked.items() if usual.get(name) != value and name not in STRATEGIES}
+        both = {name: asked[name] for name in STRATEGIES if name in asked}
+        options = cast(GenerationOptions, {**shared, **own, **both})
         config = GenerationConfig(**options)
     except OptionError as error:
         raise OptionError(f"method {text!r}: {error}") from None
     full = f"{describe(config.policy)}/{describe(config.rule)}"
     differs = ",".join(f"{name}={own[name]}" for name in sorted(own))
     return Method(name=text.strip(), key=f"{full}@{differs}" if differs else full, options=options)
+
+
+def _strategies(text: str) -> dict[str, Any]:
+    """Cache and decoder, or all options of a preset."""
+    if text.strip() in BUILT_IN or text.strip().endswith(".json"):
+        return dict(load_preset(text.strip()))
+    cache, slash, decoder = (part.strip() for part in text.partition("/"))
+    if not slash:
+        raise OptionError(f"a method is CACHE/DECODER, such as {EXAMPLE}, or a preset.")
+    return {"cache": cache, "decoder": decoder}
 
 
 def _overrides(text: str) -> dict[str, float]:
@@ -103,6 +116,11 @@ def default_methods(shared: GenerationOptions) -> tuple[tuple[Method, ...], list
     """
     texts = [f"{cache}/{decoder}" for decoder in ("topk:k=1", "threshold:threshold=0.9") for cache in CACHES]
     texts += [f"{cache}/{decoder}" for decoder in DECODERS for cache in ("none", "dual")]
+    return parse_usable(texts, shared)
+
+
+def parse_usable(texts: Iterable[str], shared: GenerationOptions) -> tuple[tuple[Method, ...], list[str]]:
+    """The methods of those texts that can be read, and for each of the others a sentence that says why not."""
     usable, refused = [], []
     for text in texts:
         try:

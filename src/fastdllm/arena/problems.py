@@ -15,6 +15,8 @@ from fastdllm.files import read_text
 FILE = "problems.jsonl"
 """Held-out problems lie under this name in a checkpoint's folder."""
 SHAPE = 'an object with the texts "question" and "answer"'
+KINDS = ("kind", "template")
+"""Fields of a line, the first that is there, that may say what kind of problem it is."""
 FINAL = re.compile(r"####\s*\$?(-?\d[\d,]*(?:\.\d+)?)")
 
 
@@ -51,6 +53,8 @@ class WordProblem:
     """Line of the file, 1 the first."""
     question: str
     answer: str
+    kind: str | None = None
+    """Problems of a set that are of one sort; None where the file does not say."""
 
     def solved_by(self, text: str) -> bool:
         """Whether the final numbers are the same; where the answer has none, whether the texts are."""
@@ -64,8 +68,8 @@ def final_number(text: str) -> str | None:
     return found.group(1).replace(",", "") if found else None
 
 
-def open_problems(path: Path | None, folder: Path, model: str, count: int) -> ProblemSet:
-    """The first ``count`` problems of a file, or of those that lie in the checkpoint's ``folder``.
+def open_problems(path: Path | None, folder: Path, model: str, count: int | None = None) -> ProblemSet:
+    """The first ``count`` problems (None: all) of a file, or of those that lie in the checkpoint's ``folder``.
 
     Raises:
         OptionError: no file is given and ``model`` comes without problems, or the file cannot be read.
@@ -78,8 +82,8 @@ def open_problems(path: Path | None, folder: Path, model: str, count: int) -> Pr
     return ProblemSet(name=name, problems=read_problems(found, count), digest=digest(found))
 
 
-def read_problems(path: Path, count: int) -> tuple[WordProblem, ...]:
-    """The first ``count`` problems of a file of JSON lines, or all where it holds fewer.
+def read_problems(path: Path, count: int | None = None) -> tuple[WordProblem, ...]:
+    """The first ``count`` problems of a file of JSON lines; all where that is None, or the file holds fewer.
 
     Raises:
         OptionError: a line is not what :data:`SHAPE` says, or there is no problem.
@@ -99,7 +103,8 @@ def _problem(path: Path, number: int, line: str) -> WordProblem:
     question, answer = given.get("question"), given.get("answer")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise OptionError(f"{path} line {number} is not {SHAPE}.")
-    return WordProblem(number=number, question=question, answer=answer)
+    kind = next((given[name] for name in KINDS if isinstance(given.get(name), str)), None)
+    return WordProblem(number=number, question=question, answer=answer, kind=kind)
 
 
 def digest(path: Path) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdllm.arena.methods import Method
+from fastdllm.arena.run import Answer
 from fastdllm.arena.score import Score, sign_test
 from fastdllm.errors import OptionError
+from fastdllm.files import write_whole
 
 UNITS = ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"), (1e3, "kFLOPs"), (1.0, "FLOPs"))
 
@@ -19,66 +23,78 @@ class Report:
     """Scores, and what they depend on.
 
     Args:
+        answers: of each method by its key, in the order of the problems.
         settings: what all answers share.
-        runs: the environment of each run that answered, as the answers' sidecar has them.
+        settings_of: what each method's answers depend on, by its key.
+        runs: the environment of each run that added to the file of answers; an answer's ``run`` is a place in this.
         timed: problems of a turn; 0 when speed was not measured.
-        timing_runs: the environment of each run that timed.
+        timing_runs: the environment of each run that timed one of these methods.
         command: what made it.
     """
 
     scores: Sequence[Score]
+    answers: Mapping[str, Sequence[Answer]]
     settings: Mapping[str, Any]
+    settings_of: Mapping[str, Mapping[str, Any]]
     runs: Sequence[Mapping[str, Any]]
     timed: int
     timing_runs: Sequence[Mapping[str, Any]]
     command: str
 
     def distinct(self, name: str) -> str:
-        """A value of the runs' environments; each of them where they differ."""
-        found = dict.fromkeys(str(run.get(name)) for run in (*self.runs, *self.timing_runs))
+        """A value of the environments that these numbers come from; each of them where they differ."""
+        answered = sorted({answer.run for given in self.answers.values() for answer in given})
+        found = dict.fromkeys(str(run.get(name)) for run in (*(self.runs[i] for i in answered), *self.timing_runs))
         return " and ".join(found)
 
 
 def header(scores: Sequence[Score]) -> list[str]:
     """Column names; the unit of FLOPs follows from their size."""
     against = [] if len(scores) == 1 else ["against 1"]
-    speed = ["tokens/s (lowest-highest)"] if any(s.speeds for s in scores) else []
-    unit = _unit(scores)[1]
-    return ["#", "method", "right, % (95 % interval)", *against, "NFE", "TPF", "rows/token", f"{unit}/token", *speed]
+    timed = ["tokens/s (lowest-highest)"] if any(s.speeds for s in scores) else []
+    flops = f"{unit(scores)[1]}/token"
+    return ["#", "method", "right, % (95 % interval)", *against, "NFE", "TPF", "rows/token", flops, *timed]
 
 
 def cells(score: Score, scores: Sequence[Score]) -> list[str]:
     """One row of the table under :func:`header`."""
-    low, high = score.interval
-    size, _ = _unit(scores)
+    size, _ = unit(scores)
     against = "-" if score.number == 1 else f"+{score.gained} -{score.lost}"
     texts = [
         str(score.number),
         score.method.name,
-        f"{score.accuracy:.1f} ({low:.1f}-{high:.1f})",
+        accuracy(score),
         *([] if len(scores) == 1 else [against]),
         f"{score.nfe:.1f}",
         f"{score.tokens_per_forward:.2f}",
-        _number(score.rows_per_token, 1.0),
-        _number(score.flops_per_token, size),
+        number(score.rows_per_token, 1.0),
+        number(score.flops_per_token, size),
     ]
-    return [*texts, _speed(score)] if any(s.speeds for s in scores) else texts
+    return [*texts, speed(score)] if any(s.speeds for s in scores) else texts
 
 
-def _unit(scores: Sequence[Score]) -> tuple[float, str]:
+def accuracy(score: Score) -> str:
+    """Percent right with the interval."""
+    low, high = score.interval
+    return f"{score.accuracy:.1f} ({low:.1f}-{high:.1f})"
+
+
+def unit(scores: Sequence[Score]) -> tuple[float, str]:
     """The largest unit that leaves no method below 1."""
     least = min((s.flops_per_token for s in scores if s.flops_per_token), default=1.0)
     return next(((size, name) for size, name in UNITS if least >= size), UNITS[-1])
 
 
-def _number(value: float | None, size: float) -> str:
+def number(value: float | None, size: float) -> str:
+    """A mean in units of ``size``, or what stands for none."""
     return "-" if value is None else f"{value / size:.1f}"
 
 
-def _speed(score: Score) -> str:
+def speed(score: Score) -> str:
+    """Answer tokens per second: median, lowest and highest round."""
     if not score.speeds:
         return "not timed"
-    return f"{statistics.median(score.speeds):.0f} ({score.speeds[0]:.0f}-{score.speeds[-1]:.0f})"
+    return f"{statistics.median(score.speeds):.0f} ({min(score.speeds):.0f}-{max(score.speeds):.0f})"
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -96,23 +112,37 @@ def table(scores: Sequence[Score]) -> str:
 
 def notes(report: Report) -> list[str]:
     """What the table's numbers mean and depend on, a paragraph each."""
-    s, problems = report.settings, report.scores[0].problems
     against = " Against 1: problems gained and lost against the first method." if len(report.scores) > 1 else ""
-    lengths = f"gen_length {s['gen_length']}, block_length {s['block_length']}, seed {s['seed']}"
-    where = f"{s['dtype']}, {report.distinct('hardware')}, threads {report.distinct('threads')}"
-    versions = ", ".join(f"{name} {report.distinct(name)}" for name in ("torch", "fastdllm", "commit"))
-    speed = (
-        f" Tokens per second: one prompt at a time, median of {max(len(x.speeds) for x in report.scores)} interleaved "
-        f"rounds over {report.timed} problems."
-    )
     return [
         f"**Bold**: the Pareto front of accuracy against rows per token.{against} Parameters that a method does not "
         f"name have their defaults (`fastdllm methods`). Answer tokens count up to the end token. FLOPs are those of "
-        f"matrix products and attention in the first batch of {s['batch_size']} problems, padding included."
-        f"{speed * bool(report.timed)}",
-        f"{problems} problems (`{s['problems']}`), model {s['model']} (weights `{s['weights']}`), {lengths}, {where}, "
-        f"{versions}.",
+        f"matrix products and attention in the first batch of {report.settings['batch_size']} problems, padding "
+        f"included.{timing(report)}",
+        conditions(report),
     ]
+
+
+def timing(report: Report) -> str:
+    """How speed was measured, as a sentence after others; empty when it was not."""
+    if not report.timed:
+        return ""
+    count = max(len(score.speeds) for score in report.scores)
+    rounds = "one round" if count == 1 else f"median of {count} interleaved rounds"
+    return f" Tokens per second: one prompt at a time, {rounds} over {report.timed} problems."
+
+
+def conditions(report: Report) -> str:
+    """Problems, model, lengths, machine and versions, in a sentence."""
+    return f"{report.scores[0].problems} problems (`{report.settings['problems']}`), {setup(report)}."
+
+
+def setup(report: Report) -> str:
+    """Model, lengths, machine and versions, in words."""
+    s = report.settings
+    lengths = f"gen_length {s['gen_length']}, block_length {s['block_length']}, seed {s['seed']}"
+    where = f"{s['dtype']}, {report.distinct('hardware')}, threads {report.distinct('threads')}"
+    versions = ", ".join(f"{name} {report.distinct(name)}" for name in ("torch", "fastdllm", "commit"))
+    return f"model {s['model']} (weights `{s['weights']}`), {lengths}, {where}, {versions}"
 
 
 def markdown(report: Report) -> str:
@@ -120,30 +150,30 @@ def markdown(report: Report) -> str:
     return "\n\n".join([table(report.scores), *notes(report), f"Made by `{report.command}`."])
 
 
-def as_json(report: Report, settings_of: Mapping[str, dict[str, object]], runs_of: Mapping[str, Sequence[int]]) -> Any:
-    """Everything, JSON-ready.
-
-    Args:
-        settings_of: what each method's answers depend on, by its key.
-        runs_of: which runs made each method's answers, by its key.
-    """
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, JSON-ready."""
     return {
         "command": report.command,
         "settings": dict(report.settings),
         "timed": report.timed,
         "timed_on": list(report.timing_runs) if report.timed else [],
-        "methods": [
-            _method_json(score)
-            | {
-                "settings": settings_of[score.method.key],
-                "answered_on": [report.runs[run] for run in runs_of[score.method.key]],
-            }
-            for score in report.scores
-        ],
+        "methods": [{**method_json(score), **_made_with(report, score.method)} for score in report.scores],
     }
 
 
-def _method_json(score: Score) -> dict[str, object]:
+def _made_with(report: Report, method: Method) -> dict[str, object]:
+    runs = sorted({answer.run for answer in report.answers[method.key]})
+    return {"settings": report.settings_of[method.key], "answered_on": [report.runs[run] for run in runs]}
+
+
+def write(report: Report, folder: Path) -> None:
+    """``arena.json`` and ``arena.md``."""
+    write_whole(folder / "arena.json", json.dumps(as_json(report), indent=2) + "\n")
+    write_whole(folder / "arena.md", markdown(report) + "\n")
+
+
+def method_json(score: Score) -> dict[str, object]:
+    """The numbers of a method, JSON-ready."""
     timed = {"median": statistics.median(score.speeds), "rounds": score.speeds} if score.speeds else None
     return {
         "name": score.method.name,

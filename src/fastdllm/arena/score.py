@@ -33,7 +33,7 @@ class Score:
     """None where every answer is empty."""
     flops_per_token: float | None
     speeds: tuple[float, ...]
-    """Answer tokens per second of each round, the slowest first; empty when it was not timed."""
+    """Answer tokens per second of each round, in their order; empty when it was not timed."""
     front: bool = False
     """No other method is at least as often right for fewer rows, or more often right for as few."""
 

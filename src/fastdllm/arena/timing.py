@@ -2,18 +2,22 @@
 
 One prompt at a time and without counting operations, which would slow the passes. Methods take turns
 within a round, so that a machine that grows slower meanwhile does so for all of them; each method's turn
-is kept, and its speed is the median over rounds with the lowest and the highest beside it.
+is kept, and its speed is the median over rounds with the lowest and the highest beside it. Before that each
+method makes some passes that are not timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
 
 from fastdllm.arena.methods import Method
 from fastdllm.arena.run import Arena
 from fastdllm.results import Id, Results, read_results
 
 DECIDES_SPEED = ("hardware", "threads", "torch")
+WARM_UP = 32  # passes; more than a block takes, so that a block has been opened and decoded
 
 
 def timing_settings(arena: Arena, environment: dict[str, object], timed: int) -> dict[str, object]:
@@ -33,10 +37,11 @@ def turns(arena: Arena, rounds: int, timed: int) -> dict[Id, object]:
 
 
 def time_all(arena: Arena, results: Results, rounds: int, timed: int, advance: Callable[[], None]) -> None:
-    """Run the turns that ``results`` lacks, after one answer of each method that is not timed."""
+    """Run the turns that ``results`` lacks, after the first passes of each method, which are not timed."""
     left = [m for m in arena.methods if any(turn_id(m, r) not in results.finished for r in range(1, rounds + 1))]
     for method in left:
-        _turn(arena, method, 1)
+        for _ in islice(arena.start(method, list(arena.problems[:1])), WARM_UP):
+            pass
     for number in range(1, rounds + 1):
         for method in arena.methods:
             name = turn_id(method, number)
@@ -56,10 +61,20 @@ def _turn(arena: Arena, method: Method, count: int) -> tuple[int, float]:
     return tokens, seconds
 
 
-def read_speeds(arena: Arena, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each method's turns by its key, the slowest first."""
-    held = {line["id"]: line["tokens"] / line["seconds"] for line in read_results(arena.timings)}
+class Turn(NamedTuple):
+    """What a method did in a round."""
+
+    tokens: int
+    """Of the answers, up to the end token."""
+    seconds: float
+    run: int
+    """Which run of the sidecar timed it."""
+
+
+def read_turns(arena: Arena, rounds: int) -> dict[str, list[Turn]]:
+    """Each method's turns by its key, in the order of rounds."""
+    held = {line["id"]: Turn(line["tokens"], line["seconds"], line["run"]) for line in read_results(arena.timings)}
     return {
-        m.key: sorted(held[turn_id(m, r)] for r in range(1, rounds + 1) if turn_id(m, r) in held)
+        m.key: [held[turn_id(m, r)] for r in range(1, rounds + 1) if turn_id(m, r) in held]
         for m in arena.methods
     }  # fmt: skip

@@ -5,6 +5,7 @@ from fastdllm.caches.d2cache import D2Cache
 from fastdllm.caches.delayed import DKVCache
 from fastdllm.caches.dllm import DLLMCache
 from fastdllm.caches.plan import CachePolicy, Plan, Policy
+from fastdllm.caches.watched import Pass, Watched
 
 CACHES: dict[str, type[CachePolicy]] = {
     "none": NoCache,
@@ -23,7 +24,9 @@ __all__ = [
     "DLLMCache",
     "DualCache",
     "NoCache",
+    "Pass",
     "Plan",
     "Policy",
     "PrefixCache",
+    "Watched",
 ]

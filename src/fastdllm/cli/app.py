@@ -19,8 +19,11 @@ from fastdllm.cli.console import BROKEN_PIPE, INTERRUPTED, quiet_libraries
 from fastdllm.cli.frequencies import frequencies
 from fastdllm.cli.generate import generate
 from fastdllm.cli.info import info
+from fastdllm.cli.lm_eval import SETTINGS, lm_eval
 from fastdllm.cli.methods import methods
-from fastdllm.errors import FastdllmError
+from fastdllm.cli.report import report
+from fastdllm.cli.tune import tune
+from fastdllm.errors import FastdllmError, out_of_memory
 
 OUT_OF_MEMORY = (
     "there is not enough memory; give a smaller --batch-size, --gen-length or --block-length, or another "
@@ -46,18 +49,12 @@ class Commands(TyperGroup):
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise _failed(f"{what}.") from None
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise _failed(OUT_OF_MEMORY) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Torch has a class of its own for this on GPUs; on CPUs it is a RuntimeError with these words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _failed(message: str) -> typer.Exit:
@@ -85,6 +82,9 @@ app.command()(info)
 app.command()(frequencies)
 app.command()(methods)
 app.command()(arena)
+app.command("lm-eval", context_settings=SETTINGS)(lm_eval)
+app.add_typer(report, name="report")
+app.command()(tune)
 
 
 @app.callback()

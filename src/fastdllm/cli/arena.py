@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from fastdllm.cli import options as opt
-from fastdllm.cli.console import INTERRUPTED, note, stderr, stdout
+from fastdllm.cli.command import command_of
+from fastdllm.cli.console import INTERRUPTED, note, stderr
 from fastdllm.cli.progress import progress
-from fastdllm.files import write_whole
-from fastdllm.results import Results, open_results, read_runs
+from fastdllm.cli.table import print_table
 
 if TYPE_CHECKING:
     from fastdllm.arena.methods import Method
@@ -27,14 +25,13 @@ if TYPE_CHECKING:
 
 AGAIN = "run the same command again to continue"
 NO_PLOT = f"arena.png is not drawn, as matplotlib is missing: pip install 'fastdllm[viz]', and {AGAIN}"
-WIDE = 120  # columns of a terminal that has room for methods beside their numbers
 
 Pairs = Annotated[
-    list[str] | None, typer.Argument(metavar="CACHE/DECODER", help="Such as dual/topk:k=2@block_length=16.")
+    list[str] | None, typer.Argument(metavar="CACHE/DECODER", help="Such as dual/topk:k=2@gen_length=64, or a preset.")
 ]
 MethodsFile = Annotated[Path | None, typer.Option("--methods", metavar="FILE", help="One CACHE/DECODER a line.")]
 ProblemsFile = Annotated[
-    Path | None, typer.Option("--problems", metavar="FILE", help="JSON lines [default: the model's own].")
+    Path | None, typer.Option("--problems", metavar="FILE", help="Or a benchmark [default: the model's own].")
 ]
 Count = Annotated[int, typer.Option(metavar="N", min=1, help="Problems, from the first.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts run together.")]
@@ -83,31 +80,13 @@ def arena(
     """Compare methods on problems with known answers: accuracy, cost and speed."""
     request = Request(
         pairs=pairs or [], methods=methods, problems=problems, count=count, batch_size=batch_size, out=out,
-        rounds=rounds if timing else 0, timed=timed, command=_command(context),
+        rounds=rounds if timing else 0, timed=timed, command=command_of(context),
     )  # fmt: skip
     shared: GenerationOptions = {"gen_length": gen_length, "block_length": block_length, "seed": seed}
     choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads)
     chosen = _methods(request, shared)
-    contest = _prepare(request, choice, shared, chosen)
-    _run(contest, request)
-    _publish(contest, request)
-
-
-def _command(context: typer.Context) -> str:
-    """The command with the options that were given."""
-    words, arguments = [], []
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source, value = context.get_parameter_source(name), context.params.get(name)
-        if source is None or source.name != "COMMANDLINE":
-            continue
-        if parameter.param_type_name == "argument":
-            arguments = [str(one) for one in value or []]
-        elif isinstance(value, bool):
-            words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
-        else:
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(["fastdllm", "arena", *arguments, *words])
+    contest = prepare(request, choice, shared, chosen)
+    _publish(_run(contest, request), request.out)
 
 
 def _methods(request: Request, shared: GenerationOptions) -> tuple[Method, ...]:
@@ -123,75 +102,47 @@ def _methods(request: Request, shared: GenerationOptions) -> tuple[Method, ...]:
     return methods
 
 
-def _prepare(
-    request: Request, choice: opt.ModelChoice, shared: GenerationOptions, methods: tuple[Method, ...]
-) -> Arena:
-    """Everything that can be refused is refused here, before the first pass."""
-    from fastdllm.arena.problems import open_problems
+def prepare(request: Request, choice: opt.ModelChoice, shared: GenerationOptions, methods: tuple[Method, ...]) -> Arena:
+    """The methods over the problems, nothing answered yet."""
+    from fastdllm.arena.contest import provenance
     from fastdllm.arena.run import Arena
-    from fastdllm.record import fingerprint
+    from fastdllm.cli.posed import open_problems
 
     folder = choice.resolve()
     posed = open_problems(request.problems, folder, choice.model, request.count)
     engine = choice.load(folder)
-    contest = Arena(
+    return Arena(
         engine=engine, methods=methods, problems=posed.problems, shared=shared, folder=request.out,
-        provenance={"revision": choice.revision, "weights": fingerprint(folder), "problems": posed.digest},
-        chat=opt.uses_template(engine, None), batch_size=request.batch_size,
+        provenance=provenance(posed, folder, choice.revision), chat=opt.uses_template(engine, None),
+        batch_size=request.batch_size,
     )  # fmt: skip
-    contest.check()
-    request.out.mkdir(parents=True, exist_ok=True)
-    return contest
 
 
-def _run(contest: Arena, request: Request) -> None:
+def _run(contest: Arena, request: Request) -> Report:
     """Answer and time what the folder lacks."""
-    from fastdllm.arena.run import answer_all
-    from fastdllm.arena.timing import time_all, timing_settings, turns
-    from fastdllm.record import environment
+    from fastdllm.arena.contest import hold
 
-    runs_on, asked = environment(contest.engine), contest.asked()
-    to_time = turns(contest, request.rounds, request.timed)
-    with ExitStack() as files:
-        answers = files.enter_context(open_results(contest.answers, asked, contest.settings(), runs_on))
-        timings: Results | None = None
-        if request.rounds:
-            decides = timing_settings(contest, runs_on, request.timed)
-            timings = files.enter_context(open_results(contest.timings, to_time, decides, runs_on))
-        before = len(answers.finished & asked.keys())
-        if before:
-            note(f"{before} of {len(asked)} answers are in {contest.answers} already")
-        try:
-            with progress("answers", len(asked), before) as advance:
-                answer_all(contest, answers, advance)
-            if timings is not None:
-                with progress("timings", len(to_time), len(timings.finished & to_time.keys())) as advance:
-                    time_all(contest, timings, request.rounds, request.timed, advance)
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted: what is done is kept in {contest.folder}; {AGAIN}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+    @contextmanager
+    def watch(what: str, total: int, before: int) -> Iterator[Callable[[], None]]:
+        if before and what == "answers":
+            note(f"{before} of {total} answers are in {contest.answers} already")
+        with progress(what, total, before) as advance:
+            yield advance
+
+    try:
+        return hold(contest, rounds=request.rounds, timed=request.timed, command=request.command, watch=watch)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: what is done is kept in {contest.folder}; {AGAIN}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _publish(contest: Arena, request: Request) -> None:
+def _publish(report: Report, folder: Path) -> None:
     """Write and print the table."""
-    from fastdllm.arena.report import Report, as_json, markdown
-    from fastdllm.arena.run import read_answers
-    from fastdllm.arena.score import scores
-    from fastdllm.arena.timing import read_speeds
+    from fastdllm.arena.report import write
 
-    answers = read_answers(contest)
-    runs_of = {key: sorted({answer.run for answer in given}) for key, given in answers.items()}
-    speeds = read_speeds(contest, request.rounds) if request.rounds else {}
-    report = Report(
-        scores=scores(contest.methods, answers, speeds), settings=contest.settings(), runs=read_runs(contest.answers),
-        timed=min(request.timed, len(contest.problems)) if request.rounds else 0,
-        timing_runs=read_runs(contest.timings) if request.rounds else [], command=request.command,
-    )  # fmt: skip
-    settings_of = {method.key: contest.settings_of(method) for method in contest.methods}
-    write_whole(contest.folder / "arena.json", json.dumps(as_json(report, settings_of, runs_of), indent=2) + "\n")
-    write_whole(contest.folder / "arena.md", markdown(report) + "\n")
+    write(report, folder)
     _print(report)
-    _draw(report, contest.folder / "arena.png")
+    _draw(report, folder / "arena.png")
 
 
 def _draw(report: Report, path: Path) -> None:
@@ -207,20 +158,7 @@ def _print(report: Report) -> None:
     """The table; on a narrow terminal the methods stand above it under their numbers."""
     from fastdllm.arena.report import cells, header, notes
 
-    console, names = stdout(), header(report.scores)
-    wide, method = console.width >= WIDE, names.index("method")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names if wide else [name for name in names if name != "method"]:
-        broken = name.replace(" (", "\n(").replace("/token", "\n/token")
-        if name == "method":
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(broken, justify="right", no_wrap=True)
-    for score in report.scores:
-        texts = [Text(text) for text in cells(score, report.scores)]
-        if not wide:
-            console.print(Text(f"{score.number:3}  {texts.pop(method)}", style="bold" if score.front else ""))
-        table.add_row(*texts, style="bold" if score.front else "")
-    console.print(table)
+    rows = [cells(score, report.scores) for score in report.scores]
+    print_table(header(report.scores), rows, [score.front for score in report.scores], long="method")
     for line in notes(report):
         stderr().print(Text(line.replace("**", "").replace("`", ""), style="dim"))

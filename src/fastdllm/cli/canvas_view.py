@@ -12,6 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from fastdllm.cli.console import printable
+from fastdllm.pieces import END, OPEN
+from fastdllm.pieces import pieces as text_pieces
 
 if TYPE_CHECKING:
     from fastdllm.completion import Draft
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
 # Early to late; each is readable on a dark and on a light background.
 PALETTE = ("#4f7cff", "#1f9fd0", "#14a58c", "#4fa63a", "#a8941c", "#d9822b", "#df5548", "#c653b4")
-OPEN, END = "░", "∎"
-PARTIAL = "\N{REPLACEMENT CHARACTER}"
-LONGEST_CHARACTER = 4
 
 
 def shade(nfe: int, passes: int) -> str:
@@ -60,27 +59,9 @@ def canvas_text(engine: Engine, draft: Draft) -> Text:
 
 
 def pieces(engine: Engine, canvas: Sequence[int]) -> list[str]:
-    """What each slot adds to the text; a character spread over several tokens stands at its last one."""
-    config, shown, waiting = engine.config, [""] * len(canvas), list[int]()
-    for at, token in enumerate(canvas):
-        if token == config.mask_id or token in config.eos_ids:
-            shown[at], waiting = (OPEN if token == config.mask_id else END), []
-            continue
-        waiting.append(token)
-        shown[at] = _piece(engine, waiting)
-        if shown[at].endswith(PARTIAL) and len(waiting) < LONGEST_CHARACTER:
-            continue
-        for before in range(at - len(waiting) + 1, at):
-            shown[before] = ""
-        waiting = []
-    return [printable(piece) for piece in shown]
-
-
-def _piece(engine: Engine, tokens: list[int]) -> str:
-    """The text of tokens that may form one character; ids where there is no tokenizer."""
-    if engine.text is None:
-        return f"{tokens[-1]} "
-    return engine.text.decode(tokens) or engine.text.token(tokens[-1])
+    """What each slot adds to the text, safe to print."""
+    config = engine.config
+    return [printable(piece) for piece in text_pieces(engine.text, canvas, config.mask_id, config.eos_ids)]
 
 
 def frame(generation: Generation, event: StepEvent) -> Group:

@@ -27,12 +27,14 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message
 
 
 def chat(
+    context: typer.Context,
     system: System = None,
     model: opt.Model = opt.MODEL,
     revision: opt.Revision = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
+    preset: opt.PresetName = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
     cache: opt.Cache = opt.CACHE,
@@ -48,8 +50,9 @@ def chat(
         "gen_length": gen_length, "block_length": block_length, "cache": cache, "decoder": decoder,
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "cfg_scale": cfg_scale, "seed": seed,
     }  # fmt: skip
+    options, source = opt.with_preset(context, preset, options)
     GenerationConfig(**options)  # refuses wrong options before a model is loaded
-    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads)
+    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads, preset=source)
     engine = choice.load(choice.resolve())
     if engine.text is None or not engine.text.has_chat_template:
         lacks = "tokenizer" if engine.text is None else "chat template"

@@ -82,6 +82,7 @@ class Request:
 
 
 def generate(
+    context: typer.Context,
     prompt: Prompt = None,
     file: File = None,
     jsonl: Jsonl = False,
@@ -96,6 +97,7 @@ def generate(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
+    preset: opt.PresetName = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
     cache: opt.Cache = opt.CACHE,
@@ -117,7 +119,8 @@ def generate(
         prompt=prompt, file=file, jsonl=jsonl, out=out, batch_size=batch_size, watch=watch, compare=compare,
         trace=trace, chat=chat,
     )  # fmt: skip
-    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads)
+    options, source = opt.with_preset(context, preset, options)
+    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads, preset=source)
     _answer(request, choice, options)
 
 

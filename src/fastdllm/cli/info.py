@@ -11,7 +11,7 @@ from rich.text import Text as Line
 
 from fastdllm.cli import options as opt
 from fastdllm.cli.console import stdout
-from fastdllm.config import GenerationConfig
+from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ PromptLength = Annotated[
 
 
 def info(
+    context: typer.Context,
     model: ModelName = opt.MODEL,
     revision: opt.Revision = None,
     batch_size: BatchSize = 1,
     prompt_length: PromptLength = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
+    preset: opt.PresetName = None,
     block_length: opt.BlockLength = GenerationConfig.block_length,
     cache: opt.Cache = opt.CACHE,
     decoder: opt.Decoder = opt.DECODER,
@@ -47,7 +49,12 @@ def info(
     from fastdllm.models.checkpoint import read_config, resolve
     from fastdllm.text import load_text
 
-    lengths = GenerationConfig(gen_length=gen_length, block_length=block_length, cache=cache, decoder=decoder)
+    given: GenerationOptions = {
+        "gen_length": gen_length, "block_length": block_length, "cache": cache, "decoder": decoder
+    }  # fmt: skip
+    options, _ = opt.with_preset(context, preset, given)
+    lengths = GenerationConfig(**options)
+    gen_length = lengths.gen_length
     folder = resolve(model, revision, weights=False)
     config, text, where = read_config(folder), load_text(folder), choose_device(device)
     chosen = choose_dtype(dtype, folder, where)
@@ -67,7 +74,7 @@ def info(
     console.print(_grid(_shape(config, text, folder)))
     batch = f"{batch_size} prompt{'s' * (batch_size > 1)} of {prompt_length} tokens, gen_length {gen_length}"
     console.print(Line(f"\nMemory for {batch}, {name} on {where}", style="bold"))
-    console.print(Line(f"cache {cache}, decoder {decoder}", style="dim"))
+    console.print(Line(f"cache {options['cache']}, decoder {options['decoder']}", style="dim"))
     console.print(_grid(_needs(need)))
     console.print(_verdict(need.total, available(str(where)), str(where)), soft_wrap=True)
 

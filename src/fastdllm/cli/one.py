@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +15,14 @@ from fastdllm.cli.canvas_view import canvas_text, frame, legend
 from fastdllm.cli.console import note, stdout
 from fastdllm.cli.summary import EMPTY, one_line, shown
 from fastdllm.cli.trace import trace_file
-from fastdllm.record import environment, settings
+from fastdllm.replay.recording import Recorder, header
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fastdllm.config import GenerationOptions
     from fastdllm.engine import Engine, Generation
+    from fastdllm.events import StepEvent
 
 FRAME_SECONDS = 0.12
 
@@ -38,23 +41,23 @@ class Task:
     def start(self) -> Generation:
         return self.engine.start([self.prompt], **self.options)
 
+    @contextmanager
+    def traced(self) -> Iterator[tuple[Generation, Callable[[StepEvent], None]]]:
+        """A generation, and what writes its events to the trace: call it once for each, in their order."""
+        if self.trace is None:
+            yield self.start(), lambda _: None
+            return
+        recorder = Recorder(self.options)
+        head = {**header(self.engine, self.options, chat=self.chat), "prompt_tokens": self.prompt}
+        with trace_file(self.trace, head) as write:
+            yield self.engine.start([self.prompt], **recorder.options), lambda event: write(recorder.line(event))
+
     def run(self) -> Generation:
         """The finished generation. Its trace is written afterwards, so that writing does not count as decoding."""
-        generation = self.start()
-        events = list(generation)
-        with trace_file(self.trace, self.header(generation)) as write:
-            for event in events:
+        with self.traced() as (generation, write):
+            for event in list(generation):
                 write(event)
         return generation
-
-    def header(self, generation: Generation) -> dict[str, object]:
-        """Everything needed to fold a trace's events into the answer."""
-        return {
-            "settings": settings(self.engine, generation.config, chat=self.chat),
-            "environment": environment(self.engine),
-            **{name: getattr(self.engine.config, name) for name in ("mask_id", "eos_ids", "pad_id")},
-            "prompt_tokens": self.prompt,
-        }
 
 
 def print_answer(task: Task) -> None:
@@ -83,9 +86,8 @@ def watch(task: Task) -> None:
 
 def _watch_live(task: Task, console: Console) -> Generation:
     """A frame after each pass, slowly enough to follow."""
-    generation = task.start()
     with (
-        trace_file(task.trace, task.header(generation)) as write,
+        task.traced() as (generation, write),
         Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live,
     ):
         for event in generation:

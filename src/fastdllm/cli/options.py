@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fastdllm.checks import check_least
-from fastdllm.config import GenerationConfig
+from fastdllm.cli.console import note
+from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
+from fastdllm.presets import BUILT_IN, Preset, read_preset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +28,10 @@ Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag 
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads.")]
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="PRESET", help=f"Options: {', '.join(BUILT_IN)}, or a file of fastdllm tune."),
+]
 GenLength = Annotated[int, typer.Option(metavar="N", help="Answer slots.")]
 BlockLength = Annotated[int, typer.Option(metavar="N", help="Slots of a block.")]
 Cache = Annotated[str, typer.Option(metavar="SPEC", help="K/V reuse: dual, prefix, none, ...; fastdllm methods.")]
@@ -46,6 +53,8 @@ class ModelChoice:
     dtype: str
     device: str
     threads: int | None = None
+    preset: Preset | None = None
+    """Where the options of the generation come from."""
 
     def resolve(self) -> Path:
         """The checkpoint's folder."""
@@ -57,14 +66,51 @@ class ModelChoice:
         """The engine, under the name that was asked for."""
         import torch
 
-        from fastdllm.engine import load
-
         if self.threads is not None:
             check_least("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
-        engine = load(folder, dtype=self.dtype, device=self.device)
+        self._warn_of_other_weights(folder)
+        written = max((path.stat().st_mtime_ns for path in folder.iterdir()), default=0)
+        engine = _loaded(folder, written, self.dtype, self.device)
         engine.name = self.model
         return engine
+
+    def _warn_of_other_weights(self, folder: Path) -> None:
+        from fastdllm.record import fingerprint
+
+        tuned = self.preset.tuned if self.preset else {}
+        if self.preset and "weights" in tuned and tuned["weights"] != fingerprint(folder):
+            then = f"{tuned.get('model')} (weights {tuned['weights']})"
+            note(f"warning: preset {self.preset.name} was tuned for {then}; on {self.model} its accuracy is not known")
+
+
+def with_preset(
+    context: typer.Context, name: str | None, options: GenerationOptions
+) -> tuple[GenerationOptions, Preset | None]:
+    """The options of a command over those of a preset: what was given on the command line wins.
+
+    Args:
+        name: of a built-in preset or a file; without one the options stay as they are.
+        options: the command's, by the names of its parameters.
+    """
+    if name is None:
+        return options, None
+    preset = read_preset(name)
+    given = {
+        parameter
+        for parameter in options
+        if (source := context.get_parameter_source(parameter)) and source.name == "COMMANDLINE"
+    }
+    held = {option: value for option, value in preset.options.items() if option not in given}
+    return cast(GenerationOptions, {**options, **held}), preset
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, written: int, dtype: str, device: str) -> Engine:
+    """The engine of a folder last ``written`` to then, loaded once however many studies of a report ask for it."""
+    from fastdllm.engine import load
+
+    return load(folder, dtype=dtype, device=device)
 
 
 def uses_template(engine: Engine, chat: bool | None) -> bool:

@@ -1,0 +1,1 @@
+"""Studies of a model: each runs on an engine and problems, and gives tables, JSON and a picture."""
