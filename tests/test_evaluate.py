@@ -17,6 +17,7 @@ from fastdllm.evals.datasets import load_tasks
 from fastdllm.evals.main import main
 from fastdllm.evals.problems import read_benchmark
 from fastdllm.results import read_results
+from helpers import refused, run
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "benchmarks"
@@ -222,3 +223,15 @@ def test_without_a_sandbox_code_is_not_run(tmp_path, capsys, monkeypatch):
     assert main(["dataset.name=humaneval", *SHORT, f"out={tmp_path / 'out'}"]) == 2
     assert "unsafe" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.usefixtures("isolation")
+def test_the_arena_and_the_studies_take_benchmarks(tmp_path):
+    lengths = ("--gen-length", "16", "--block-length", "8", "--count", "2", "--out", tmp_path / "out")
+    done = run("arena", "none/topk:k=4", "--problems", f"humaneval:{DATA}", "--no-timing", *lengths)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "arena.json").read_text())
+    assert found["methods"][0]["problems"] == 2
+    kept = read_results(tmp_path / "out" / "answers.jsonl")
+    assert all(line["prompt"].startswith("Write a solution to the following problem") for line in kept)
+    assert "No such file" in refused("arena", "none/topk", "--problems", "nothing.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from matplotlib.figure import Figure
 
 import fastdllm
 from fastdllm.arena.methods import parse_method
-from fastdllm.arena.problems import ProblemSet, WordProblem
+from fastdllm.arena.problems import FILE, ProblemSet, WordProblem, read_problems
 from fastdllm.arena.score import Score, wilson
 from fastdllm.config import GenerationOptions
 from fastdllm.errors import OptionError
+from fastdllm.models.checkpoint import resolve
 from fastdllm.results import Results
 from fastdllm.studies.lengths import LengthsOptions
+from fastdllm.studies.lengths import run as measure_lengths
 from fastdllm.studies.sensitivity import SensitivityOptions, Task
 from fastdllm.studies.shots import with_examples
+from fastdllm.studies.study import Bench
 from helpers import lines_of, refused, run
 
 pytestmark = pytest.mark.usefixtures("uncounted")
@@ -304,11 +308,34 @@ def _check_lengths_picture(figure: Figure, cells: dict[tuple[int, int], dict[str
 def test_lengths_that_do_not_fit_are_said_to_be_left_out(model, problems, tmp_path):
     out = tmp_path / "out"
     found = report("lengths", model, problems, out, "--shots", "0", "--gen-lengths", "6,250", "--cache", "dual")
-    assert found["left_out"] == [{"shots": 0, "gen_length": 250}]
-    assert "too few positions (examples with gen_length): 0 with 250." in (out / "lengths.md").read_text()
+    assert found["left_out"] == [{"shots": 0, "gen_length": 250, "why": "too few positions"}]
+    assert "Left out, examples with gen_length: 0 with 250 (too few positions)." in (out / "lengths.md").read_text()
 
 
-def test_examples_are_never_asked_and_need_answers():
+@dataclass(frozen=True)
+class Riddle:
+    """A problem that nobody has solved in writing."""
+
+    number: int
+    question: str
+
+    def solved_by(self, text: str) -> bool:
+        return bool(text)
+
+
+def test_problems_without_answers_have_no_examples(model, tmp_path):
+    riddles = ProblemSet(name="riddles", problems=tuple(Riddle(i, q) for i, q in enumerate(QUESTIONS, 1)), digest="r")
+    engine = fastdllm.load(model)
+    bench = Bench(
+        engine=engine, checkpoint=Path(model), revision=None, shared=SHARED, chat=True, batch_size=5, rounds=1, timed=1,
+        folder=tmp_path, command="test",
+    )  # fmt: skip
+    found = measure_lengths(bench, riddles, 9, LengthsOptions(shots=(0, 1), gen_lengths=(6,), caches=("dual",)))
+    assert [(cell.shots, cell.contest.plain.problems) for cell in found.cells] == [(0, 5)]
+    assert [(pair.shots, pair.why) for pair in found.left_out] == [(1, "no answers to show in full")]
+
+
+def test_examples_are_never_asked():
     words = tuple(WordProblem(number=i, question=f"q{i}", answer=f"a{i}") for i in range(1, 6))
     posed = ProblemSet(name="five", problems=words, digest="d")
     two = with_examples(posed, 9, 2, 3)
@@ -333,13 +360,19 @@ def test_sensitivity_by_kind(model, problems, tmp_path, pictures):
             assert (threshold["right"], threshold["problems"]) == (sum(own), len(numbers))
             assert threshold["against_plain"]["difference"] == (sum(own) - sum(plain)) / len(numbers)
             assert threshold["against_plain"]["bound"] <= threshold["against_plain"]["difference"]
-    assert [axes.get_title().partition(",")[0] for axes in pictures[0].axes] == ["even", "odd", "all"]
+    assert [axes.get_title().partition("\n")[0] for axes in pictures[0].axes] == ["even", "odd", "all"]
     shown = {
         point
         for container in pictures[0].axes[2].containers
         for point in zip(*container.lines[0].get_data(), strict=True)
     }
     assert shown == {(i, threshold["accuracy"]) for i, threshold in enumerate(tasks["all"]["thresholds"])}
+
+
+def test_the_embedded_problems_are_of_eight_kinds():
+    kinds = [getattr(problem, "kind", None) for problem in read_problems(resolve("tiny") / FILE)]
+    assert None not in kinds
+    assert len(set(kinds)) == 8
 
 
 def test_sensitivity_of_several_sets(model, problems, tmp_path):
@@ -383,7 +416,7 @@ def test_a_threshold_is_safe_only_if_all_above_it_are():
         (("blocks", "--block-lengths", "99"), "are all beyond gen_length=12"),
         (("lengths", "--shots", "-1"), "shots=(-1,) must hold a number, and none below 0"),
         (("lengths", "--shots", "0,5"), "5 worked examples and a question take 6 problems"),
-        (("lengths", "--shots", "0", "--gen-lengths", "300"), "fits the 256 positions"),
+        (("lengths", "--shots", "0", "--gen-lengths", "300"), "with the 256 positions of"),
         (("sensitivity", "--margin", "0"), "margin=0 must be"),
         (("sensitivity", "--confidence", "1"), "confidence=1 must be"),
     ],

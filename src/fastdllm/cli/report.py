@@ -5,35 +5,30 @@ Those of speed and accuracy are here; those that look inside are in :mod:`fastdl
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from fastdllm.cli import inspect_reports as inside
 from fastdllm.cli import options as opt
 from fastdllm.cli.arena import AGAIN
+from fastdllm.cli.asked import Asked, with_asked
 from fastdllm.cli.command import command_of
 from fastdllm.cli.console import INTERRUPTED
 from fastdllm.cli.progress import progress
 from fastdllm.cli.replay import PLAYED, replay
 from fastdllm.cli.subject import Study, write_study
+from fastdllm.cli.tune import Confidence, Margin
 from fastdllm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastdllm.arena.problems import ProblemSet
-    from fastdllm.config import GenerationOptions
     from fastdllm.studies.study import Bench
 
-FULL = {"components": 100, "thresholds": 100, "blocks": 100, "sensitivity": 240, "lengths": 16}
-QUICK = {"components": 12, "thresholds": 12, "blocks": 12, "sensitivity": 12, "lengths": 3}
-"""Problems of each study, and of a quick one. Studies that ask the same share the answers."""
-ROUNDS, QUICK_ROUNDS = 3, 1
 PAGE = "replay.html"
 
 _T = TypeVar("_T")
@@ -45,12 +40,6 @@ Problems = Annotated[
 OneFile = Annotated[
     Path | None, typer.Option("--problems", metavar="FILE", help="Or a benchmark [default: the model's own].")
 ]
-Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="Problems, from the first [default: by study].")]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts run together.")]
-Rounds = Annotated[int | None, typer.Option(metavar="N", min=1, help="Rounds of timing [default: 3, quick 1].")]
-Timed = Annotated[int, typer.Option(metavar="N", min=1, help="Problems timed in each round.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A first look: few problems, few values.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Results and answers; run again to continue.")]
 Cache = Annotated[str | None, typer.Option(metavar="SPEC", help="Of the decoders compared [default: none].")]
 Caches = Annotated[
     list[str] | None, typer.Option("--cache", metavar="SPEC", help="Once for each cache [default: prefix and dual].")
@@ -64,69 +53,10 @@ Decoder = Annotated[
 ]
 Values = Annotated[str | None, typer.Option(metavar="N,N,...", help="Values to compare.")]
 Shots = Annotated[str | None, typer.Option(metavar="N,N,...", help="Worked examples before a question.")]
-Margin = Annotated[float, typer.Option(metavar="POINTS", help="Accuracy that may be lost, in points of 100.")]
-Confidence = Annotated[float, typer.Option(metavar="P", help="Of the claim that no more is lost.")]
 
 report = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Studies of a model: JSON, Markdown and a picture each."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What every study of speed and accuracy can be asked."""
-
-    count: Count = None
-    quick: Quick = False
-    out: Out = inside.FOLDER
-    batch_size: BatchSize = 25
-    rounds: Rounds = None
-    timed: Timed = 3
-    model: opt.Model = opt.MODEL
-    revision: opt.Revision = None
-    dtype: opt.Dtype = "auto"
-    device: opt.Device = "auto"
-    threads: opt.Threads = None
-    gen_length: opt.GenLength = 64
-    block_length: opt.BlockLength = 8
-    seed: opt.Seed = opt.SEED
-
-    @property
-    def shared(self) -> GenerationOptions:
-        return {"gen_length": self.gen_length, "block_length": self.block_length, "seed": self.seed}
-
-    @property
-    def choice(self) -> opt.ModelChoice:
-        return opt.ModelChoice(
-            model=self.model, revision=self.revision, dtype=self.dtype, device=self.device, threads=self.threads
-        )
-
-    def problems(self, study: str) -> int:
-        """How many of a set a study asks."""
-        return self.count or (QUICK if self.quick else FULL)[study]
-
-    def of(self, sets: Iterable[ProblemSet], study: str) -> list[ProblemSet]:
-        """The problems that a study asks."""
-        from fastdllm.studies.study import first
-
-        return [first(posed, self.problems(study)) for posed in sets]
-
-
-def with_asked(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes the options of :class:`Asked` after its own, and gets them as its argument ``asked``."""
-    hints, shared = get_type_hints(command, include_extras=True), get_type_hints(Asked, include_extras=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    own = [p.replace(kind=kind, annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
-    more = [inspect.Parameter(f.name, kind, default=f.default, annotation=shared[f.name]) for f in fields(Asked)]
-    parameters = [*(p for p in own if p.name != "asked"), *more]
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        command(asked=Asked(**{f.name: given.pop(f.name) for f in fields(Asked)}), **given)
-
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
 
 
 def components(
@@ -222,7 +152,7 @@ def sensitivity(
 
 def everything(context: typer.Context, asked: Asked, problems: Problems = None) -> None:
     """Every study with its defaults; those of one task take the first file."""
-    from fastdllm.arena.problems import read_problems
+    from fastdllm.cli.posed import open_problems
 
     first = problems[0] if problems else None
     components(context, asked, problems)
@@ -236,8 +166,8 @@ def everything(context: typer.Context, asked: Asked, problems: Problems = None) 
     inside.similarity(context, problems=first, quick=asked.quick, out=asked.out, **same)
     inside.drift(context, problems=first, quick=asked.quick, out=asked.out, **same)
     inside.order(context, problems=first, out=asked.out, **same)
-    questions = [problem.question for problem in read_problems(first, PLAYED)] if first else None
-    replay(context, prompts=questions, out=asked.out / PAGE, **same)
+    posed = open_problems(first, asked.choice.resolve(), asked.model, PLAYED)
+    replay(context, prompts=[problem.question for problem in posed.problems], out=asked.out / PAGE, **same)
 
 
 MEASURING: tuple[Callable[..., None], ...] = (components, lengths, blocks, thresholds, sensitivity)
@@ -267,7 +197,7 @@ def bench_of(
     bench = Bench(
         engine=engine, checkpoint=checkpoint, revision=asked.revision, shared=asked.shared,
         chat=opt.uses_template(engine, None), batch_size=asked.batch_size,
-        rounds=asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS), timed=asked.timed, folder=asked.out,
+        rounds=asked.timing_rounds, timed=asked.timed, folder=asked.out,
         command=command_of(context), watch=progress,
     )  # fmt: skip
     try:

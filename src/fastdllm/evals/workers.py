@@ -41,7 +41,6 @@ class Workers:
         torch.distributed.all_gather_object(held, numbers.cpu())
         return torch.stack(held) if numbers.ndim == 0 else torch.cat(held)
 
-
     def leave(self) -> None:
         """Go apart, all at once: one that ends while others still talk would break them off."""
         if self.count > 1:

@@ -97,9 +97,10 @@ def plural(count: int, what: str) -> str:
 
 def caption(figure: Figure, contests: Sequence[Contest], *own: str) -> None:
     """The line above a picture that says what was measured on what."""
-    most = max(len(contest.posed.problems) for contest in contests)
+    counts = sorted({len(contest.posed.problems) for contest in contests})
     several = len({contest.posed.digest for contest in contests}) > 1
     whole = merged([contest.report for contest in contests])
-    asked = plural(most, "problem") + " of each set" * several
-    origin = [str(whole.settings["model"]), asked, *own, "95 % intervals", whole.distinct("hardware")]
+    asked = f"{counts[0]} to " * (len(counts) > 1) + plural(counts[-1], "problem") + " of each set" * several
+    model = str(whole.settings["model"]).rstrip("/").rpartition("/")[2]  # of folders and hub ids the last name
+    origin = [model, asked, *own, "95 % intervals", whole.distinct("hardware")]
     figure.suptitle(", ".join(origin), fontsize=9, color=FAINT)

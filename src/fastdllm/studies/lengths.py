@@ -15,7 +15,7 @@ from fastdllm.arena.contest import Clocked
 from fastdllm.arena.problems import ProblemSet
 from fastdllm.arena.report import accuracy, number, speed, unit
 from fastdllm.errors import OptionError
-from fastdllm.studies.shots import with_examples
+from fastdllm.studies.shots import are_worked, with_examples
 from fastdllm.studies.study import PARALLEL, PLAIN, Bench, Contest, document, measured, times, times_between, with_turns
 from fastdllm.studies.table import Table
 
@@ -32,7 +32,7 @@ class LengthsOptions:
         timed: problems of a round; an answer that fills its canvas takes long, and as long as any other.
     """
 
-    shots: tuple[int, ...] = (0, 1, 2)
+    shots: tuple[int, ...] = (0, 2)
     gen_lengths: tuple[int, ...] = (32, 64, 128)
     caches: tuple[str, ...] = ("prefix", "dual")
     plain: str = PLAIN
@@ -85,9 +85,18 @@ class Cell:
         return 100 * sum(answer.tokens >= self.gen_length for answer in answers) / len(answers)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A pair of lengths without a cell, and why it has none."""
+
+    shots: int
+    gen_length: int
+    why: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """A cell for each pair of lengths that the model has positions for.
+    """A cell for each pair of lengths that model and problems allow.
 
     Args:
         clocked: how the full canvases of each number of shots were timed.
@@ -97,7 +106,7 @@ class Lengths:
 
     options: LengthsOptions
     cells: Sequence[Cell]
-    left_out: Sequence[tuple[int, int]]
+    left_out: Sequence[LeftOut]
     clocked: Mapping[int, Clocked]
 
     @property
@@ -158,8 +167,8 @@ class Lengths:
 
     def markdown(self) -> str:
         full = (
-            "Speed-up against plain decoding on the **full canvas**, which is what the paper measures: every slot is "
-            f"decoded, whatever stands in it. {self._rounds()}"
+            "Speed-up against plain decoding on the **full canvas**, as the paper's code decodes: every slot is "
+            f"decoded, whatever stands in it, and the ratio is that of the times. {self._rounds()}"
         )
         ends = (
             "Speed-up **to the end token**: an answer ends when its end token is there, which is this library's "
@@ -182,8 +191,8 @@ class Lengths:
     def _missing(self) -> list[str]:
         if not self.left_out:
             return []
-        pairs = ", ".join(f"{shots} with {gen_length}" for shots, gen_length in self.left_out)
-        return [f"Left out, as the model has too few positions (examples with gen_length): {pairs}."]
+        pairs = ", ".join(f"{pair.shots} with {pair.gen_length} ({pair.why})" for pair in self.left_out)
+        return [f"Left out, examples with gen_length: {pairs}."]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
@@ -194,7 +203,7 @@ class Lengths:
                 for shots, clocked in self.clocked.items()
             ],
             "cells": [self._cell_json(cell) for cell in self.cells],
-            "left_out": [{"shots": shots, "gen_length": gen_length} for shots, gen_length in self.left_out],
+            "left_out": [asdict(pair) for pair in self.left_out],
         }
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:
@@ -217,21 +226,28 @@ def run(bench: Bench, posed: ProblemSet, count: int, options: LengthsOptions) ->
     Raises:
         OptionError: there are too few problems for the examples, or no pair of lengths fits the model.
     """
-    cells, left_out, clocked = list[Cell](), list[tuple[int, int]](), dict[int, Clocked]()
-    sets = {shots: with_examples(posed, count, shots, max(options.shots)) for shots in sorted(set(options.shots))}
-    for shots, asked in sets.items():
+    cells, left_out, clocked = list[Cell](), list[LeftOut](), dict[int, Clocked]()
+    possible = [shots for shots in sorted(set(options.shots)) if not shots or are_worked(posed)]
+    left_out += [
+        LeftOut(shots, g, "no answers to show in full")
+        for shots in sorted({*options.shots} - {*possible})
+        for g in options.gen_lengths
+    ]
+    sets = [(shots, with_examples(posed, count, shots, max(possible))) for shots in possible]
+    for shots, asked in sets:
         prompts = bench.engine.encode([problem.question for problem in asked.problems], chat=bench.chat)
         longest = max(map(len, prompts))
         fits = [g for g in options.gen_lengths if longest + g <= bench.engine.config.max_length]
-        left_out += [(shots, g) for g in options.gen_lengths if g not in fits]
+        left_out += [LeftOut(shots, g, "too few positions") for g in options.gen_lengths if g not in fits]
         if fits:
             clocked[shots], found = _measure(bench, asked, fits, options)
             tokens = statistics.mean(map(len, prompts[: options.timed]))
             cells += [Cell(shots=shots, gen_length=g, prompt_tokens=tokens, contest=c, full=f) for g, c, f in found]
     if not cells:
+        whys = " and ".join(sorted({pair.why for pair in left_out}))
         raise OptionError(
-            f"no prompt with gen_length={min(options.gen_lengths)} fits the {bench.engine.config.max_length} positions "
-            f"of {bench.engine.name}; give smaller --gen-lengths or --shots."
+            f"shots={options.shots} with gen_lengths={options.gen_lengths} leave nothing to measure on {posed.name} "
+            f"with the {bench.engine.config.max_length} positions of {bench.engine.name} ({whys})."
         )
     return Lengths(options=options, cells=cells, left_out=left_out, clocked=clocked)
 

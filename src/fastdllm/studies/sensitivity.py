@@ -225,27 +225,29 @@ def _named(threshold: float | None) -> str:
 def run(bench: Bench, sets: Sequence[ProblemSet], options: SensitivityOptions) -> Sensitivity:
     """Answer every set with every threshold; no speed is measured."""
     contests = [bench.hold(NAME, posed, options.methods, timing=False) for posed in sets]
-    parts = by_kind(contests[0]) if len(contests) == 1 else {c.posed.name: c.report.answers for c in contests}
-    everything = _joined([contest.report.answers for contest in contests])
+    parts = by_kind(contests[0]) if len(contests) == 1 else [(c.posed.name, c.report.answers) for c in contests]
     if len(parts) != 1:
-        parts[POOLED] = everything
+        parts = [*parts, (POOLED, _joined([contest.report.answers for contest in contests]))]
     methods = [score.method for score in contests[0].report.scores]
-    tasks = [_task(name, methods, contests[0].keys, answers, options) for name, answers in parts.items()]
+    tasks = [_task(name, methods, contests[0].keys, answers, options) for name, answers in parts]
     return Sensitivity(options=options, tasks=tasks, contests=contests)
 
 
-def by_kind(contest: Contest) -> dict[str, Mapping[str, Sequence[Answer]]]:
-    """Answers of each kind of problem, by the kinds' names; all under the set's name where problems have no kind."""
+def by_kind(contest: Contest) -> list[tuple[str, Mapping[str, Sequence[Answer]]]]:
+    """Answers of each kind of problem, after the kind's name; all under the set's name where problems have no kind."""
     kinds = [getattr(problem, "kind", None) for problem in contest.posed.problems]
     if None in kinds:
-        return {contest.posed.name: contest.report.answers}
-    return {
-        name: {
-            key: [answer for answer, kind in zip(given, kinds, strict=True) if str(kind) == name]
-            for key, given in contest.report.answers.items()
-        }
+        return [(contest.posed.name, contest.report.answers)]
+    return [
+        (
+            name,
+            {
+                key: [answer for answer, kind in zip(given, kinds, strict=True) if str(kind) == name]
+                for key, given in contest.report.answers.items()
+            },
+        )
         for name in sorted(set(map(str, kinds)))
-    }
+    ]
 
 
 def _joined(parts: Sequence[Mapping[str, Sequence[Answer]]]) -> dict[str, Sequence[Answer]]:

@@ -15,6 +15,7 @@ from fastdllm.studies.figures import DPI, PLAIN_COLOUR, RIGHT, caption, grid, li
 from fastdllm.studies.sensitivity import Sensitivity, Task, Verdict
 
 COLUMNS = 3
+NARROWEST = 8.5  # inches, for the legend
 LOOKS: dict[Verdict, tuple[str, str]] = {
     "shown": (COLOURS[2], "o"), "seems": (COLOURS[0], "s"), "loses": (COLOURS[1], "v"),
 }  # fmt: skip
@@ -24,7 +25,7 @@ def draw(result: Sensitivity, path: Path) -> None:
     """Write the picture."""
     columns = min(COLUMNS, len(result.tasks))
     lines = math.ceil(len(result.tasks) / columns)
-    figure = Figure(figsize=(1.0 + 3.3 * columns, 1.3 + 2.3 * lines), layout="constrained")
+    figure = Figure(figsize=(max(NARROWEST, 1.0 + 3.3 * columns), 1.4 + 2.4 * lines), layout="constrained")
     grid_of = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     places = [axes for row in grid_of for axes in row]
     for axes, task in zip(places, result.tasks, strict=False):
@@ -51,8 +52,8 @@ def _task(axes: Axes, task: Task) -> None:
         line(axes, places, [task.scores[values[place]] for place in places], colour, marker, verdict, "")
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     safe = "none shown to be safe" if task.safe is None else f"safe from {task.safe:g}"
-    title = f"{task.name}, {plural(task.plain.problems, 'problem')}: {safe}"
-    axes.set_title(title, fontsize=9.5, parse_math=False)
+    title = f"{task.name}\n{plural(task.plain.problems, 'problem')}, {safe}"
+    axes.set_title(title, fontsize=9, parse_math=False)
     grid(axes)
     axes.tick_params(labelsize=8)
 

@@ -39,14 +39,20 @@ class Prefilled:
         return self.problem.solved_by(text)
 
 
+def are_worked(posed: ProblemSet) -> bool:
+    """Whether problems of the set can stand as examples before others."""
+    return all(isinstance(problem, Worked) for problem in posed.problems)
+
+
 def with_examples(posed: ProblemSet, count: int, shots: int, most: int) -> ProblemSet:
     """The first ``count`` problems, or as many as there are, each after ``shots`` of the last ``most`` as examples.
 
-    No problem is asked that is an example for any number of shots up to ``most``, so that all numbers of shots ask the
-    same. An example is question, line break, answer, and an empty line.
+    Examples need a set whose problems are :func:`worked <are_worked>`. No problem is asked that is an example for any
+    number of shots up to ``most``, so that all numbers of shots ask the same. An example is question, line break,
+    answer, and an empty line.
 
     Raises:
-        OptionError: the set has no problem beyond the examples, or no answers in full.
+        OptionError: the set has no problem beyond the examples.
     """
     left = len(posed.problems) - most
     if left < 1:
@@ -57,8 +63,7 @@ def with_examples(posed: ProblemSet, count: int, shots: int, most: int) -> Probl
     asked, spare = posed.problems[: min(count, left)], posed.problems[left:]
     examples = ""
     for problem in spare[:shots]:
-        if not isinstance(problem, Worked):
-            raise OptionError(f"{posed.name} has no answers in full, which worked examples need; give --shots 0 alone.")
+        assert isinstance(problem, Worked)
         examples += f"{problem.question}\n{problem.answer}\n\n"
     if not shots:
         return replace(posed, problems=asked)

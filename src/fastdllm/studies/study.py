@@ -81,7 +81,7 @@ class Contest:
             fast = f"{statistics.median(score.speeds):.0f}" if score.speeds else "-"
             costs = [f"{score.tokens_per_forward:.2f}", number(score.rows_per_token, 1.0), fast]
             rows.append([label, accuracy(score), *costs, times(self.ratios(label))])
-        return Table(["", "right, % (interval)", "TPF", "rows/token", "tokens/s", "speed-up"], rows)
+        return Table([self.posed.name, "right, % (interval)", "TPF", "rows/token", "tokens/s", "speed-up"], rows)
 
     def cell(self, label: str) -> str:
         """Accuracy, speed and speed-up in one cell of a table, as the paper's tables have them."""

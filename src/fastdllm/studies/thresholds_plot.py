@@ -19,6 +19,8 @@ HALO = [withStroke(linewidth=2.5, foreground="white")]
 DASHES = ("-", "--", "-.", ":")
 ABOVE = ("fixed", "threshold")
 """Series whose labels stand above their points; the others' stand below."""
+LABELS = 0.04
+"""Of the height, above the highest interval for its label."""
 ROOM = 0.02
 """Between points that have labels, as a share of the widest."""
 NAMES = {"fixed": "fixed number a pass", "threshold": "threshold", "factor": "factor"}
@@ -30,6 +32,8 @@ def draw(result: Thresholds, path: Path) -> None:
     over, against = figure.subplots(1, 2, sharey=True)
     _over_threshold(over, result)
     _against_tokens(against, result)
+    low, high = over.get_ylim()
+    over.set_ylim(low, high + LABELS * (high - low))
     settings = result.contest.report.settings
     lengths = f"gen_length {settings['gen_length']} in blocks of {settings['block_length']}"
     pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in (against, over)]
@@ -69,7 +73,7 @@ def _against_tokens(axes: Axes, result: Thresholds) -> None:
         line(axes, places, ranked, SHADES[series], SHAPES[series], NAMES[series])
         _name(axes, scores, series)
     axes.set_xlabel("answer tokens of a pass (TPF)")
-    axes.margins(y=0.14)
+
     grid(axes)
 
 
