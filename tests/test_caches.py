@@ -163,3 +163,14 @@ def test_prompt_rows_are_refreshed_every_so_many_blocks(cache):
         if len(opened) == row.block:
             opened.append(row.rows_computed)
     assert opened == [52, 32, 32, 52]
+
+
+def test_a_sliding_refresh_does_not_grow_with_what_is_decoded():
+    engine, opened = toy_engine(seed=1), []
+    options = {"gen_length": 48, "block_length": 8, "decoder": "topk:k=4", "stop_at_eos": False}
+    cache = "sliding:prompt_every=3,recent_blocks=1,suffix_window=8"
+    for event in engine.stream(prompts_of([20]), cache=cache, **options):
+        (row,) = event.rows
+        if len(opened) == row.block:
+            opened.append(row.rows_computed)
+    assert opened == [36, 24, 24, 44, 24, 16]  # prompt, the block before, the block, the window; the last has none

@@ -63,7 +63,7 @@ def test_every_cache_and_decoder_has_a_group_with_its_own_fields_and_defaults():
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ("cache=foo", "'cache=foo' names no cache: there are none, prefix, dual, dkv, dllm, d2cache."),
+        ("cache=foo", "'cache=foo' names no cache: there are none, prefix, dual, sliding, dkv, dllm, d2cache."),
         ("model=gpt", "'model=gpt' names no model: there are tiny, llada-base,"),
         ("cache=dual cache.use_dual=true", "cache=dual has prompt_every, suffix_window."),
         ("cache.k=3", "'cache.k=3' names no option: cache=none has no options."),

@@ -151,6 +151,17 @@ def test_multiple_choice_is_scored_by_likelihood(tmp_path):
     assert answers(out, "loglikelihood") == held
 
 
+@pytest.mark.usefixtures("isolation")
+def test_any_checkpoint_can_be_evaluated_by_its_folder(model, tmp_path):
+    command = ["model=llada-inst", f"model.path={model}", "dataset.name=mbpp", "cache=d2cache", "dataset.size=2"]
+    assert main([*command, *SHORT, f"out={tmp_path}"]) == 0
+    found = result(tmp_path)
+    assert found["settings"]["model"] == Path(model).name
+    assert found["scores"][0]["task"] == "mbpp_instruct"
+    assert found["costs"]["answers"] == 2
+    assert found["sandbox"]["isolation"].startswith("bubblewrap")
+
+
 def test_lm_eval_knows_the_model():
     code = "from lm_eval.api.registry import get_model; import fastdllm.evals.lm; print(get_model('fastdllm').__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)

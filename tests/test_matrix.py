@@ -8,7 +8,7 @@ import json
 import pytest
 
 from fastdllm import Completion, OptionError
-from fastdllm.caches import CACHES, D2Cache, DKVCache, DLLMCache, DualCache
+from fastdllm.caches import CACHES, D2Cache, DKVCache, DLLMCache, PrefixCache, SlidingCache
 from fastdllm.caches.blockwise import Blockwise
 from fastdllm.config import parse_cache, parse_decoder
 from fastdllm.decoders import DECODERS
@@ -16,7 +16,8 @@ from toys import EOS, FAMILIES, MASK, prompts_of, toy_engine
 
 CACHE_SPECS = (
     "none", "prefix", "dual", "prefix:prompt_every=2,suffix_window=5", "dual:prompt_every=3", "dual:suffix_window=0",
-    "dkv:refresh=4", "dllm:kp=5,kr=3,rou=0.25", "d2cache:current_k=6,rollout_p=0.2,sigma=3,inflate_w=3",
+    "sliding:suffix_window=5", "sliding:prompt_every=3,recent_blocks=2,suffix_window=none", "dkv:refresh=4",
+    "dllm:kp=5,kr=3,rou=0.25", "d2cache:current_k=6,rollout_p=0.2,sigma=3,inflate_w=3",
 )  # fmt: skip
 DECODER_SPECS = (
     "topk:k=3", "threshold:threshold=0.4", "factor:factor=1.5", "schedule:steps=11", "timestep:steps=11",
@@ -58,10 +59,14 @@ def rows_of(spec, family, prompt, block, step, nfe) -> tuple[int, int]:
     if isinstance(cache, Blockwise):
         reach = whole if cache.suffix_window is None else min(whole, end + cache.suffix_window)
         inside = max(start - shift, 0)
-        if step == 0:
-            exact = reach - (prompt if block % cache.prompt_every else 0)
+        due = block % cache.prompt_every == 0
+        if step:
+            exact = (reach if isinstance(cache, PrefixCache) else end) - inside
+        elif isinstance(cache, SlidingCache):
+            recent = [p for p in range(prompt, start) if start - p <= (cache.recent_blocks or 0) * BLOCK]
+            exact = (prompt if due else 0) + len({*recent, *range(inside, reach)} - set(range(prompt if due else 0)))
         else:
-            exact = (end if isinstance(cache, DualCache) else reach) - inside
+            exact = reach - (0 if due else prompt)
         return exact, exact
     if isinstance(cache, DLLMCache):
         few = (GEN if nfe % cache.kr == 0 else int(cache.rou * GEN)) + (prompt if nfe % cache.kp == 0 else 0)
@@ -169,6 +174,8 @@ def test_a_cache_that_refreshes_everything_is_none(family, decoder, cache):
     [
         (("dual:prompt_every=1,suffix_window=99", "threshold:threshold=0.4"), ("dual", "threshold:threshold=0.4")),
         (("prefix:suffix_window=99", "topk:k=2"), ("prefix", "topk:k=2")),
+        (("sliding:prompt_every=1,recent_blocks=none,suffix_window=none", "topk:k=2"), ("dual", "topk:k=2")),
+        (("sliding:recent_blocks=9,suffix_window=5", "topk:k=2"), ("dual:prompt_every=8,suffix_window=5", "topk:k=2")),
         (("dual", "edit:threshold=0.4,edit_threshold=1"), ("dual", "threshold:threshold=0.4")),
         (("none", "wino:threshold=2,threshold_back=0"), ("none", "topk:k=1")),
         (("dual", "wino:threshold=0,threshold_back=0"), ("dual", "topk:k=5")),  # 70 % of 8 masks, then 5 at least
@@ -190,6 +197,7 @@ def test_equal_methods(family, left, right):
         ({"cache": "dllm:rou=2"}, "rou=2.0 must be from 0 to 1"),
         ({"cache": "d2cache:current_k=0"}, "current_k=0 must be 1 or more"),
         ({"cache": "d2cache:sigma=0"}, "sigma=0.0 must be above 0"),
+        ({"cache": "sliding:recent_blocks=-1"}, "recent_blocks=-1 must be 0 or more"),
         ({"cache": "dual:suffix_window=-1"}, "suffix_window=-1 must be 0 or more, or none"),
         ({"decoder": "wino:threshold=nan"}, "threshold=nan must be 0 or more"),
         ({"decoder": "saber:n=0"}, "n=0 must be from 1 to 1048576"),

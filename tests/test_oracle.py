@@ -64,6 +64,7 @@ class Checked:
 
 STORING = (
     "prefix", "dual", "prefix:prompt_every=2,suffix_window=3", "dual:prompt_every=3", "dual:suffix_window=0",
+    "sliding:prompt_every=2,suffix_window=4", "sliding:recent_blocks=0,suffix_window=none",
     "dkv:refresh=5", "d2cache:current_k=3,rollout_p=0.1,inflate_w=2",
 )  # fmt: skip
 

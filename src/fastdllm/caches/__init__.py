@@ -5,12 +5,14 @@ from fastdllm.caches.d2cache import D2Cache
 from fastdllm.caches.delayed import DKVCache
 from fastdllm.caches.dllm import DLLMCache
 from fastdllm.caches.plan import CachePolicy, Plan, Policy
+from fastdllm.caches.sliding import SlidingCache
 from fastdllm.caches.watched import Pass, Watched
 
 CACHES: dict[str, type[CachePolicy]] = {
     "none": NoCache,
     "prefix": PrefixCache,
     "dual": DualCache,
+    "sliding": SlidingCache,
     "dkv": DKVCache,
     "dllm": DLLMCache,
     "d2cache": D2Cache,
@@ -28,5 +30,6 @@ __all__ = [
     "Plan",
     "Policy",
     "PrefixCache",
+    "SlidingCache",
     "Watched",
 ]

@@ -43,11 +43,14 @@ def plan_of(rows: Tensor, counts: Tensor, reach: Tensor) -> Plan:
     return Plan(rows=rows, counts=counts, reach=reach, computed=counts, phase=(counts * 2 > counts.max()).long())
 
 
-def span(first: Tensor, last: Tensor, pad: int, reach: Tensor) -> Plan:
-    """The plan of rows [first, last), both (B,)."""
-    counts = last - first
-    rows = first[:, None] + torch.arange(int(counts.max()))
-    return plan_of(rows.masked_fill(rows >= last[:, None], pad), counts, reach)
+def span(first: Tensor, last: Tensor, pad: int, reach: Tensor, head: Tensor | None = None) -> Plan:
+    """The plan of rows [first, last), and of [0, head) left of them where there is a head; all (B,)."""
+    if head is None:
+        head = torch.zeros_like(first)
+    counts = head + last - first
+    places = torch.arange(int(counts.max()))
+    rows = places + torch.where(places < head[:, None], 0, (first - head)[:, None])
+    return plan_of(rows.masked_fill(places >= counts[:, None], pad), counts, reach)
 
 
 def scattered(chosen: Tensor, reach: Tensor) -> Plan:

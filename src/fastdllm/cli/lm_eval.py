@@ -12,7 +12,7 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 
 def lm_eval(context: typer.Context) -> None:
-    """lm-eval's command line with --model fastdllm: fastdllm lm-eval run --model fastdllm --tasks ..."""
+    """lm-eval's own command line, in which --model fastdllm is known."""
     try:
         from lm_eval.__main__ import cli_evaluate
 
