@@ -49,6 +49,7 @@ def test_batches_change_no_answer():
 
 def test_the_first_batch_warms_up_and_counts_operations():
     lines, _ = run(toy_engine())
+    assert sorted(len(PROMPTS[int(line["id"][2])]) for line in lines[:2]) == [2, 5]  # spread over the lengths
     assert [line["warm_up"] for line in lines] == [True] * 2 + [False] * 4
     assert all((line["flops"] or 0) > 0 for line in lines[:2])
     assert all(line["flops"] is None for line in lines[2:])
@@ -72,6 +73,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch, words):
     assert [len(by_id(lines)), len(lines)] == [6, 6]
     expected = by_id(run(toy_engine())[0])
     assert {name: line["nfe"] for name, line in by_id(lines).items()} == {n: x["nfe"] for n, x in expected.items()}
+    assert sum(line["warm_up"] for line in lines) == 1  # the first batch that was answered
     assert _get_current_dispatch_mode() is None  # the counter of operations is off, though a pass broke off under it
 
 
@@ -114,16 +116,15 @@ def test_other_errors_are_not_swallowed(monkeypatch):
         run(engine)
 
 
-def test_samples_of_one_prompt_differ_in_their_noise():
+def test_samples_of_one_prompt_differ_in_their_noise(monkeypatch):
     asks = [Ask(id=f"t#0.0.{i}", prompt="x", tokens=(5, 9, 2), repeat=i) for i in range(3)]
-    texts = []
-    engine = toy_engine()
-    for options in ({"temperature": 1.0}, {"temperature": 0.0}):
-        generations = [engine.generate([a.tokens], **{**OPTIONS, **options, "seed": 3 + a.repeat})[0] for a in asks]
-        lines, _ = run(engine, asks, **options)
-        assert [line["nfe"] for line in lines] == [g.nfe for g in generations]
-        texts.append(len({g.canvas for g in generations}))
-    assert texts == [3, 1]
+    engine, seeds = toy_engine(), []
+    start = engine.start
+    monkeypatch.setattr(engine, "start", lambda prompts, **o: seeds.extend(o["seed"]) or start(prompts, **o))
+    run(engine, asks, temperature=1.0)
+    assert sorted(seeds) == [3, 4, 5]
+    made = [toy_engine().generate([a.tokens], **{**OPTIONS, "temperature": 1.0, "seed": 3 + a.repeat})[0] for a in asks]
+    assert len({completion.canvas for completion in made}) == 3
 
 
 # The journal
@@ -174,18 +175,18 @@ def test_answers_of_other_settings_or_prompts_are_refused(tmp_path, rank):
 
 
 def test_costs_are_sums_over_answers():
-    base = {"file": "f", "run": 0, "truncated": False, "flops": None, "warm_up": False}
+    base = {"file": "f", "run": 0, "flops": None, "warm_up": False, "batch_size": 1}
     lines = [
         {**base, "tokens": 10, "nfe": 5, "rows": 100, "seconds": 1.0, "batch": 1, "warm_up": True, "flops": 500},
-        {**base, "tokens": 20, "nfe": 5, "rows": 80, "seconds": 2.0, "batch": 2},
-        {**base, "tokens": 10, "nfe": 10, "rows": 20, "seconds": 4.0, "batch": 2},
-        {**base, "tokens": 0, "nfe": 2, "rows": 10, "seconds": 0.5, "batch": 3, "truncated": True},
-        {"id": "x", "error": "no", "truncated": False},
+        {**base, "tokens": 20, "nfe": 5, "rows": 80, "seconds": 2.0, "batch": 2, "batch_size": 2},
+        {**base, "tokens": 10, "nfe": 10, "rows": 20, "seconds": 4.0, "batch": 2, "batch_size": 2},
+        {**base, "tokens": 0, "nfe": 2, "rows": 10, "seconds": 0.5, "batch": 3},
+        {"id": "x", "error": "no"},
     ]
+    torn = [{**base, "tokens": 99, "nfe": 1, "rows": 1, "seconds": 9.0, "batch": 4, "batch_size": 2}]
+    assert speeds(lines[:4] + torn) == speeds(lines[:4])
     found = costs(lines)
-    assert {n: found[n] for n in ("answers", "failed", "empty", "truncated_prompts", "tokens")} == {
-        "answers": 4, "failed": 1, "empty": 1, "truncated_prompts": 1, "tokens": 40
-    }  # fmt: skip
+    assert [found[n] for n in ("answers", "failed", "empty", "tokens", "flops_counted_answers")] == [4, 1, 1, 40, 1]
     assert found["nfe"] == 22 / 4
     assert found["tokens_per_forward"] == 40 / 22
     assert found["rows_per_token"] == 210 / 40
@@ -196,6 +197,6 @@ def test_costs_are_sums_over_answers():
 
 
 def test_nothing_answered_has_no_speed():
-    found = costs([{"id": "x", "error": str(NumericalError("no")), "truncated": False}])
+    found = costs([{"id": "x", "error": str(NumericalError("no"))}])
     assert found["failed"] == 1
     assert found["tokens_per_forward"] is found["tokens_per_second"] is None

@@ -13,6 +13,7 @@ from fastdllm.errors import OptionError
 from fastdllm.evals import groups
 from fastdllm.evals.main import folder_name, main, usage
 from fastdllm.evals.settings import read_settings
+from fastdllm.presets import Preset, write_preset
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,11 @@ def test_every_cache_and_decoder_has_a_group_with_its_own_fields_and_defaults():
         ("generation.cfg_scale=1 cache=dual", "cfg_scale=1 works with cache none alone"),
         ("attn_implementation=magic", "attn_implementation=magic is not one of eager, sdpa, flash_attention_2;"),
         ("preset=nowhere", "preset 'nowhere' is neither a file nor one of plain, fast-dllm"),
+        ("cache=dual cache=prefix", "'cache=dual' and 'cache=prefix' contradict each other"),
+        ("preset=fast-dllm generation.alg=entropy", "generation.alg= goes with generation=NAME"),
+        ("generation.num_transfer_tokens=null", "generation.num_transfer_tokens=None is not of type int."),
+        ("model.path=${nope}", "the overrides cannot be read"),
+        ("threads=100000", "threads=100000 must be at most 1024."),
         ("seed=[", "the overrides cannot be read"),
     ],
 )
@@ -106,7 +112,15 @@ def test_a_preset_gives_what_was_not_asked_for():
     assert mixed.config.policy == PrefixCache()
     assert mixed.config.rule == Threshold(threshold=0.9)
     assert mixed.config.block_length == 8
-    assert read_settings(["preset=fast-dllm", "generation.num_transfer_tokens=2"]).config.rule == TopK(k=2)
+    own = ["preset=fast-dllm", "generation=vanilla", "generation.num_transfer_tokens=2"]
+    assert read_settings(own).config.rule == TopK(k=2)
+
+
+def test_a_presets_seed_is_the_seed_of_everything(tmp_path):
+    path = tmp_path / "mine.json"
+    write_preset(Preset(name="mine", about="", options={"seed": 7}), path)
+    assert (read_settings([f"preset={path}"]).seed, read_settings([f"preset={path}", "seed=5"]).seed) == (7, 5)
+    assert read_settings([f"preset={path}"]).config.seed == 7
 
 
 def test_models_know_their_template():
@@ -119,10 +133,10 @@ def test_models_know_their_template():
 
 def test_a_folder_is_named_after_what_answers_depend_on():
     base = read_settings(["dataset.name=gsm8k"])
-    same = ("dataset.size=3", "batch_size=8", "attn_implementation=eager", "threads=2", "out=elsewhere")
+    same = ("dataset.size=3", "attn_implementation=eager", "out=elsewhere", "unsafe=true")
     for override in same:
         assert folder_name(read_settings(["dataset.name=gsm8k", override])) == folder_name(base)
-    other = ("dataset.n_shot=2", "seed=5", "generation.threshold=0.9", "cache=dual", "model.path=x", "mc_num=3")
+    other = ("dataset.n_shot=2", "seed=5", "generation.threshold=0.9", "cache=dual", "model.path=x", "batch_size=8")
     names = {folder_name(read_settings(["dataset.name=gsm8k", override])) for override in other}
     assert len(names | {folder_name(base)}) == len(other) + 1
     assert folder_name(replace(base, options={**base.options, "decoder": parse_decoder("topk:k=1")})) == folder_name(

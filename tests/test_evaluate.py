@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fastdllm.errors import OptionError
 from fastdllm.evals.datasets import load_tasks
 from fastdllm.evals.main import main
 from fastdllm.evals.problems import read_benchmark
-from fastdllm.results import read_results
+from fastdllm.results import open_results, read_results
 from helpers import refused, run
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +164,49 @@ def test_any_checkpoint_can_be_evaluated_by_its_folder(model, tmp_path):
     assert found["sandbox"]["isolation"].startswith("bubblewrap")
 
 
+def test_what_has_no_score_counts_as_wrong_and_is_listed(tmp_path, monkeypatch):
+    rows = [{"id": "a", "question": "Which?", "choices": {"text": ["5", "6"], "label": ["A", "B"]}, "answerKey": "A"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["dataset.name=arc_easy", f"dataset.path={tmp_path}", "generation.gen_length=16", "mc_num=2"]
+
+    def broken(*_: Any, **__: Any) -> float:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("fastdllm.evals.lm.log_likelihood", broken)
+    assert main([*command, f"out={tmp_path / 'out'}"]) == 0
+    found = result(tmp_path / "out")
+    assert [failure["error"] for failure in found["failures"]] == ["out of memory"] * 2
+    assert {score["score"] for score in found["scores"]} == {0.0}
+    assert json.loads((tmp_path / "out" / "samples.arc_easy.jsonl").read_text())["failed"] is True
+
+
+def test_a_model_without_a_tokenizer_is_refused(bare, tmp_path, capsys):
+    assert main([f"model.path={bare}", *SHORT, f"out={tmp_path / 'out'}"]) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+def test_code_outside_the_sandbox_must_be_allowed(monkeypatch):
+    monkeypatch.setattr(
+        "fastdllm.evals.datasets._load", lambda *_, **__: {"tasks": {"x": SimpleNamespace(UNSAFE_CODE=True)}}
+    )
+    with pytest.raises(OptionError, match="x of lm-eval runs what the model wrote outside the sandbox; say --unsafe"):
+        load_tasks("x", path=None, chat=False, unsafe=False)
+    assert load_tasks("x", path=None, chat=False, unsafe=True)["tasks"].keys() == {"x"}
+
+
+def test_any_character_can_be_kept(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with open_results(path, {"a": "p\u2028"}, {}, {}) as results:
+        results.add({"id": "a", "prompt": "p\u2028", "text": "x\u2029y\x85z"})
+    assert [line["text"] for line in read_results(path)] == ["x\u2029y\x85z"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*SHORT, f"out={tmp_path / 'file' / 'out'}"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_lm_eval_knows_the_model():
     code = "from lm_eval.api.registry import get_model; import fastdllm.evals.lm; print(get_model('fastdllm').__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
@@ -188,18 +233,21 @@ def test_true_answers_are_right(request, name, gold, more, chat):
         request.getfixturevalue("isolation")
     posed = read_benchmark(name, None, path=str(DATA), chat=chat)
     assert len(posed.problems) == {"gsm8k": 4, "math-500": 4, "humaneval": 3, "mbpp": 3}[name]
+    assert read_benchmark(name, 2, path=str(DATA), chat=chat).digest == posed.digest  # of the whole set, examples too
     for problem in posed.problems:
         true = str(problem.request.doc[gold])  # type: ignore[attr-defined]
         assert problem.solved_by(true + ("\n```\nThat is it." if name == "mbpp" and chat else more))
         assert not problem.solved_by("I do not know.")
+        if name in ("humaneval", "mbpp") and chat:
+            assert problem.solved_by(f"\n```python\n{true}\n```")
 
 
 def test_examples_are_those_of_the_field():
     shots = {"gsm8k": 5, "math-500": 4, "humaneval": 0, "mbpp": 3}
     for name, count in shots.items():
-        (task,) = load_tasks(name, path=str(DATA), chat=False, unsafe=True)
+        (task,) = load_tasks(name, path=str(DATA), chat=False, unsafe=True)["tasks"].values()
         assert task.config.num_fewshot == count
-    (task,) = load_tasks("mbpp", path=str(DATA), chat=False, unsafe=True)
+    (task,) = load_tasks("mbpp", path=str(DATA), chat=False, unsafe=True)["tasks"].values()
     task.build_all_requests(limit=1)
     prompt = task.instances[0].args[0]
     assert prompt.count("[DONE]") == 3
@@ -214,14 +262,16 @@ def test_examples_are_those_of_the_field():
         (["dataset.path=/nowhere"], "dataset.path=/nowhere has no train.jsonl of gsm8k."),
         (
             ["dataset.name=humaneval", "dataset.n_shot=2", "unsafe=true"],
-            "humaneval_instruct has no examples",
+            "humaneval_instruct has not so many examples to show.",
         ),
+        (["dataset.n_shot=9"], "dataset.n_shot=9: gsm8k has not so many examples to show."),
         (["generation.gen_length=512"], "gen_length=512 leaves no room for a prompt: tiny has 512 positions."),
         (["model.path=/nowhere"], "is neither tiny, nor a folder, nor a hub id"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(tmp_path, capsys, overrides, sentence):
-    given = [f"dataset.path={DATA}", *overrides, f"out={tmp_path / 'out'}"]
+    usual = [] if overrides[0].startswith("dataset.path=") else [f"dataset.path={DATA}"]
+    given = [*usual, *overrides, f"out={tmp_path / 'out'}"]
     assert main(given) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err

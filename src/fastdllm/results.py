@@ -65,8 +65,8 @@ def open_results(
         return
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     run["runs"].append({"started": started, "finished_before": len(held), **environment})
+    write_whole(sidecar, json.dumps(run, indent=2) + "\n")  # first: results without it could not be gone on from
     with path.open("a", encoding="utf-8") as file:
-        write_whole(sidecar, json.dumps(run, indent=2) + "\n")
         yield Results(path, frozenset(held), len(run["runs"]) - 1, file)
 
 
@@ -122,7 +122,7 @@ def check_same(path: Path, settings: dict[str, object]) -> None:
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The results in a file that :func:`open_results` has left, but for a last line that a kill has torn."""
     content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode().splitlines()]
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].split(b"\n") if line]
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:

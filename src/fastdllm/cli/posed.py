@@ -25,7 +25,7 @@ def open_problems(source: Path | None, folder: Path, model: str, count: int | No
     """
     from fastdllm.arena import problems
 
-    if source is None or source.exists() or source.suffix:
+    if source is None or source.is_file() or Path(str(source).partition(":")[0]).suffix:
         return problems.open_problems(source, folder, model, count)
     name, _, data = str(source).partition(":")
     try:

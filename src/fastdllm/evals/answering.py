@@ -53,6 +53,10 @@ class Answerer:
     def answer(self, asks: Sequence[Ask]) -> None:
         """Answer all, the longest first: neighbours of like length pad little, and what does not fit shows at once."""
         waiting = sorted(asks, key=lambda ask: -len(ask.tokens))
+        if not self.batches:  # operations are counted in the first batch, which should be like the others
+            step = max(1, len(waiting) // self.batch_size)
+            first = waiting[step // 2 :: step][: self.batch_size]
+            waiting = first + [ask for ask in waiting if ask not in first]
         while waiting:
             batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
             waiting = [*self._left(batch), *waiting]
@@ -86,13 +90,14 @@ class Answerer:
 
     def _run(self, batch: list[Ask]) -> Iterator[tuple[Ask, Line]]:
         """Each answer of a batch when the pass that ends it is done."""
-        self.batches += 1
-        warm_up = self.batches == 1
+        warm_up = not self.batches
         own: GenerationOptions = {**self.options, "seed": self._seeds(batch)}
         generation = self.engine.start([ask.tokens for ask in batch], **own)
         for done, flops in answers(generation, Counter(self.engine.model) if warm_up else None):
             ask = batch[done.index]
-            yield ask, {**_line(ask, done), "flops": flops, "batch": self.batches, "warm_up": warm_up}
+            of_batch = {"batch": self.batches, "batch_size": len(batch), "warm_up": warm_up}
+            yield ask, {**_line(ask, done), "flops": flops, **of_batch}
+        self.batches += 1
 
     def _seeds(self, batch: list[Ask]) -> list[int]:
         assert isinstance(self.seed, int)

@@ -17,6 +17,7 @@ from typing import Any
 
 import lm_eval.tasks
 import yaml
+from datasets.exceptions import DatasetsError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
@@ -122,8 +123,8 @@ SOURCES: dict[str, Source] = {
 }  # fmt: skip
 
 
-def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> list[Any]:
-    """lm-eval's task objects for a dataset: one, or those of a group such as ``mmlu``.
+def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> dict[str, Any]:
+    """lm-eval's tasks of a dataset, one or those of a group such as ``mmlu``, as ``TaskManager.load`` gives them.
 
     Args:
         name: one of :data:`SOURCES`, or a task, group or tag of lm-eval.
@@ -134,6 +135,16 @@ def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> list
     Raises:
         OptionError: there is no such dataset, its files are missing, or no sandbox can be had.
     """
+    found = _load(name, path=path, chat=chat, unsafe=unsafe)
+    outside = [task for task, built in found["tasks"].items() if getattr(built, "UNSAFE_CODE", False)]
+    if outside and not unsafe:
+        raise OptionError(
+            f"{outside[0]} of lm-eval runs what the model wrote outside the sandbox; say --unsafe to do so."
+        )
+    return found
+
+
+def _load(name: str, *, path: str | None, chat: bool, unsafe: bool) -> dict[str, Any]:
     source = SOURCES.get(name)
     try:
         with redirect_stdout(StringIO()):  # lm-eval and datasets print what they load
@@ -142,22 +153,27 @@ def load_tasks(name: str, *, path: str | None, chat: bool, unsafe: bool) -> list
             isolation = find_isolation(unsafe=unsafe) if source.runs_code else None
             make = source.instruct if chat and source.instruct else source.task
             config = {**make(isolation), **_data(name, source, path), "metadata": {"version": VERSION}}
-            return [ConfigurableTask(config=config)]
+            return {"tasks": {config["task"]: ConfigurableTask(config=config)}, "groups": {}, "group_map": {}}
+    except OptionError:
+        raise
     except KeyError as error:
-        raise OptionError(f"dataset.path={path} has no {error.args[0]}.jsonl, which {name} needs.") from None
-    except (OSError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"dataset.name={name} cannot be had ({reason}); give dataset.path=FOLDER.") from None
+        lacks = f"{error.args[0]}.jsonl" if error.args[0] in SPLITS else f"rows with {error.args[0]!r}"
+        raise OptionError(f"the files of {name} have no {lacks}, which it needs.") from None
+    except (OSError, ValueError, AssertionError, StopIteration, RuntimeError, DatasetsError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OptionError(
+            f"dataset.name={name} cannot be had ({reason}); give dataset.path=FOLDER with its files."
+        ) from None
 
 
-def _stock(name: str, folder: Path | None, source: Source | None) -> list[Any]:
+def _stock(name: str, folder: Path | None, source: Source | None) -> dict[str, Any]:
     """lm-eval's own task, from local files where a folder is given."""
     stock = _yaml_of(name)
     manager = TaskManager(include_defaults=stock is None)  # reading all of lm-eval's tasks takes seconds
     if stock is None and name not in manager.task_index:
         raise OptionError(f"dataset.name={name} is none of {', '.join(SOURCES)}, and lm-eval has no such task.")
     if folder is None:
-        return list(manager.load([name if stock is None else str(stock)])["tasks"].values())
+        return dict(manager.load([name if stock is None else str(stock)]))
     stock = stock or (manager.task_index[name].yaml_path if name in manager.all_subtasks else None)
     if stock is None:
         raise OptionError(f"dataset.path works with single tasks, and {name} is a group or is written in Python.")
@@ -167,7 +183,7 @@ def _stock(name: str, folder: Path | None, source: Source | None) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="fastdllm-task-") as home:
         written = Path(home) / "task.yaml"
         written.write_text(yaml.safe_dump({**content, "dataset_kwargs": {"data_files": files}}), encoding="utf-8")
-        return list(manager.load([str(written)])["tasks"].values())
+        return dict(manager.load([str(written)]))
 
 
 def _yaml_of(name: str) -> Path | None:

@@ -27,7 +27,7 @@ def humaneval_programs(doc: Doc, text: str) -> str:
 
 def humaneval_instruct_programs(doc: Doc, text: str) -> str:
     """The answer goes on from an open fence in which the prompt stands."""
-    return humaneval_program(doc, text.partition("```")[0])
+    return humaneval_program(doc, extract_code(text, fence_open=True))
 
 
 def mbpp_programs(doc: Doc, text: str) -> str:

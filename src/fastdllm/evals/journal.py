@@ -60,7 +60,7 @@ class Journal:
                 name = line["id"]
                 if name in prompts and prompts[name] != line["prompt"]:
                     raise OptionError(
-                        f"{path} holds an answer to another prompt under the id {name!r}; give another out."
+                        f"{path} holds an answer to another prompt under the id {name!r}; give another --out."
                     )
                 self.held[name] = line
 

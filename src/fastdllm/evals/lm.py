@@ -27,10 +27,12 @@ from fastdllm.evals.answering import Answerer, Ask
 from fastdllm.evals.groups import MODELS, TOP
 from fastdllm.evals.journal import Journal
 from fastdllm.evals.likelihood import greedily, log_likelihood
+from fastdllm.evals.numbers import peak_memory
 from fastdllm.evals.workers import Workers, find_workers
 from fastdllm.presets import load_preset
 from fastdllm.record import environment, fingerprint, settings
 
+UNSCORED = -1e30  # finite, as metrics take differences
 OPTIONS = tuple(GenerationOptions.__annotations__)
 
 
@@ -81,6 +83,8 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
         source = str(MODELS[pretrained]["path"]) if pretrained in MODELS else pretrained
         self.engine: Engine = load(source, dtype=dtype, device=where, revision=revision)
         self.engine.name = pretrained
+        if self.engine.text is None:
+            raise OptionError(f"{pretrained} has no tokenizer, without which it cannot be evaluated.")
         given = {"gen_length": 256, **(load_preset(preset) if preset else {}), **options}
         self.options = cast(GenerationOptions, given)
         self.config = GenerationConfig(**self.options)
@@ -146,8 +150,7 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
         return self.engine.text.render_chat(chat_history[:-1]) + chat_history[-1]["content"]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        if self.engine.text is None:
-            raise OptionError(f"{self.engine.name} has no tokenizer.")
+        assert self.engine.text is not None
         return self.engine.text.encode(string, parse_special=self.rendered)
 
     def _loglikelihood_tokens(self, requests: Any, **_: object) -> Any:
@@ -158,40 +161,42 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text of each answer up to the first of its task's stop sequences."""
         given = named(requests)
+        if any((r.repeats or 1) > 1 for r in requests) and not self.config.temperature:
+            self._say("this task asks for several samples of each answer, which at temperature 0 are all the same")
         asks = {r.id: self._ask(r) for r in given}
         with self.journal.open("generate", {r.id: r.arguments[0] for r in given}, self.settings(), self.runs_on()):
             left = [ask for name, ask in asks.items() if name not in self.journal.held]
-            Answerer(
-                self.engine, self.options, batch_size=self.batch_size, keep=self.journal.add, say=self._say
-            ).answer(left)
+            Answerer(self.engine, self.options, batch_size=self.batch_size, keep=self._keep, say=self._say).answer(left)
         return [stopped(str(self.journal.held[r.id].get("text", "")), r.arguments[1].get("until")) for r in given]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         given = named(requests)
-        return [(float(line["score"]), bool(line["greedy"])) for line in self._scored("loglikelihood", given)]
+        return [(score_of(line), bool(line["greedy"])) for line in self._scored("loglikelihood", given)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The likelihood of whole texts, in windows of as many tokens as the model takes."""
-        return [float(line["score"]) for line in self._scored("loglikelihood_rolling", named(requests))]
+        return [score_of(line) for line in self._scored("loglikelihood_rolling", named(requests))]
 
     def _scored(self, kind: str, given: list[Request]) -> list[dict[str, Any]]:
         own = {**self.settings(), "mc_num": self.mc_num, "check_greedy": self.check_greedy}
         with self.journal.open(kind, {r.id: list(r.arguments) for r in given}, own, self.runs_on()):
             for request in given:
                 if request.id not in self.journal.held:
-                    self.journal.add({"id": request.id, "prompt": list(request.arguments), **self._score(request)})
+                    self._keep({"id": request.id, "prompt": list(request.arguments), **self._score(request)})
         return [self.journal.held[r.id] for r in given]
 
     def _score(self, request: Request) -> dict[str, Any]:
         try:
-            windows = self._windows(*request.arguments)
+            windows, truncated = self._windows(*request.arguments)
             seed = seed_of(request.id, self.config.seed)
             score = sum(self._estimate(*window, seed=seed + i) for i, window in enumerate(windows))
             greedy = self.check_greedy and len(request.arguments) == 2 and greedily(self.engine, *windows[0])
-        except FastdllmError as error:
+        except (FastdllmError, MemoryError, RuntimeError) as error:
+            if not (isinstance(error, FastdllmError) or out_of_memory(error)):
+                raise
             self._say(f"{request.id} has no score: {error}")
-            return {"score": float("-inf"), "greedy": False, "error": str(error)}
-        return {"score": score, "greedy": greedy}
+            return {"score": None, "greedy": False, "truncated": False, "error": str(error)}
+        return {"score": score, "greedy": greedy, "truncated": truncated}
 
     def _estimate(self, context: list[int], target: list[int], *, seed: int) -> float:
         try:
@@ -205,18 +210,22 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
         self._say(f"going on with mc_batch_size={self.mc_batch_size}, as more do not fit in memory")
         return self._estimate(context, target, seed=seed)
 
-    def _windows(self, context: str, continuation: str | None = None) -> list[tuple[list[int], list[int]]]:
-        """What to score given what: the continuation given its context, or a text in pieces that fit the model."""
+    def _windows(self, context: str, continuation: str | None = None) -> tuple[list[tuple[list[int], list[int]]], bool]:
+        """What to score given what: the continuation given its context, or a text in pieces that fit the model.
+
+        The other is whether the context's beginning had to go.
+        """
         if continuation is None:
             tokens = self.tok_encode(context)
-            return [([], tokens[at : at + self.max_length]) for at in range(0, len(tokens), self.max_length)]
+            return [([], tokens[at : at + self.max_length]) for at in range(0, len(tokens), self.max_length)], False
         if context:
             before, after = self._encode_pair(context, continuation)
         else:
             before, after = [self.prefix_token_id], self.tok_encode(continuation)
         if not after or len(after) >= self.max_length:
             raise OptionError(f"a continuation of {len(after)} tokens cannot be scored by {self.engine.name}.")
-        return [(before[-(self.max_length - len(after)) :], after)]
+        room = self.max_length - len(after)
+        return [(before[-room:], after)], len(before) > room
 
     # What answers depend on
 
@@ -234,6 +243,10 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
             truncated=len(tokens) > self.room, repeat=request.repeat,
         )  # fmt: skip
 
+    def _keep(self, line: dict[str, object]) -> None:
+        """Keep an answer, with the most memory that this process has taken so far."""
+        self.journal.add({**line, "peak_memory": peak_memory(self.engine.device)})
+
     def _say(self, sentence: str) -> None:
         print(f"fastdllm: {sentence}", file=sys.stderr)
 
@@ -248,6 +261,11 @@ def named(requests: Iterable[Instance]) -> list[Request]:
         seen[base] += 1
         found.append(Request(id=f"{base}.{repeat}", arguments=request.args, repeat=repeat))
     return found
+
+
+def score_of(line: dict[str, Any]) -> float:
+    """The likelihood in a line; next to none where it has an error."""
+    return UNSCORED if line["score"] is None else float(line["score"])
 
 
 def stopped(text: str, until: Sequence[str] | str | None) -> str:

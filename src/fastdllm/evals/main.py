@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from fastdllm.caches import CACHES
 from fastdllm.config import describe
 from fastdllm.decoders import DECODERS
@@ -29,6 +31,7 @@ USAGE = """eval.py: a masked diffusion model on a benchmark.
 --unsafe (or unsafe=true) runs what the model wrote without a sandbox where none can be had.
 
 """
+KINDS = ("generate", "loglikelihood", "loglikelihood_rolling")
 LIBRARIES = ("lm-eval", "datasets", "accelerate", "hydra-core", "math-verify")
 
 
@@ -44,7 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: what is done is kept; run the same command again to continue", file=sys.stderr)
         return 130
     except FastdllmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).replace('another --out', 'another out=FOLDER')}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}." if error.filename else f"error: {error}.", file=sys.stderr)
+        return 2
+    except UndefinedError as error:
+        print(f"error: a row of the dataset lacks what its task asks of it ({error}).", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -95,6 +104,7 @@ def evaluate(settings: Settings) -> dict[str, Any] | None:
         torch.set_num_threads(settings.threads)
     workers = find_workers()
     folder = settings.out or Path("results") / folder_name(settings)
+    folder.mkdir(parents=True, exist_ok=True)
     model = FastDLLM(
         settings.model["path"], batch_size=settings.batch_size, dtype=settings.dtype, device=settings.device,
         revision=settings.model["revision"], mc_num=settings.mc_num, mc_batch_size=settings.mc_batch_size,
@@ -108,37 +118,41 @@ def evaluate(settings: Settings) -> dict[str, Any] | None:
     dataset = settings.dataset
     tasks = load_tasks(dataset["name"], path=dataset["path"], chat=chat, unsafe=settings.unsafe)
     results = _run(model, tasks, settings, chat=chat)
-    peaks = workers.gather(_peak(model))
     workers.leave()
-    if results is None or peaks is None:
+    if results is None:
         return None
-    result = summary(settings, model, results, chat=chat, peak=max(peaks), folder=folder)
+    result = summary(settings, model, results, folder=folder)
     _publish(result, results["samples"], folder)
     return result
 
 
-def _run(model: Any, tasks: list[Any], settings: Settings, *, chat: bool) -> Any:
+def _run(model: Any, tasks: dict[str, Any], settings: Settings, *, chat: bool) -> Any:
     """lm-eval's own evaluation of the tasks; None but on the first process."""
     from lm_eval.evaluator import evaluate as run
 
     shots = settings.dataset["n_shot"]
-    for task in tasks:
+    for name, task in tasks["tasks"].items():
         usual = task.get_config("num_fewshot")
-        if usual == 0 and shots:
-            raise OptionError(f"dataset.n_shot={shots}: {task.config.task} has no examples to show; give 0.")
-        task.set_config(key="num_fewshot", value=(usual or 0) if shots is None else shots)
+        count = (usual or 0) if shots is None else shots
+        if count > (0 if usual == 0 else examples_of(task)):
+            raise OptionError(f"dataset.n_shot={count}: {name} has not so many examples to show.")
+        size = min(settings.dataset["size"] or len(task.eval_docs), len(task.eval_docs))
+        if size < model.world_size:
+            raise OptionError(f"{size} problems of {name} are fewer than the {model.world_size} processes.")
+        task.set_config(key="num_fewshot", value=count)
         task.set_fewshot_seed(seed=settings.seed)
-    found = {task.config.task: task for task in tasks}
     return run(
-        model, {"tasks": found, "groups": {}, "group_map": {}}, limit=settings.dataset["size"],
-        apply_chat_template=chat, fewshot_as_multiturn=chat, confirm_run_unsafe_code=True, bootstrap_iters=1000,
+        model, tasks, limit=settings.dataset["size"], apply_chat_template=chat, fewshot_as_multiturn=chat,
+        confirm_run_unsafe_code=settings.unsafe, bootstrap_iters=1000,
     )  # fmt: skip
 
 
-def _peak(model: Any) -> int:
-    from fastdllm.evals.numbers import peak_memory
-
-    return peak_memory(model.engine.device)
+def examples_of(task: Any) -> int:
+    """How many worked examples a task can show; not those that it asks."""
+    config = task.config
+    own = config.fewshot_config and config.fewshot_config.samples
+    splits = (config.fewshot_split, config.training_split, config.validation_split)
+    return len(task.fewshot_docs()) if own or any(splits) else 0
 
 
 def folder_name(settings: Settings) -> str:
@@ -149,37 +163,42 @@ def folder_name(settings: Settings) -> str:
         "options": {**settings.options, "cache": describe(config.policy), "decoder": describe(config.rule)},
         "dataset": {**settings.dataset, "size": None},
     }
-    for name in ("batch_size", "mc_batch_size", "threads", "out", "unsafe", "overrides", "attn_implementation"):
+    for name in ("mc_batch_size", "out", "unsafe", "overrides", "attn_implementation"):
         decides.pop(name)
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
     words = (settings.model["name"], settings.dataset["name"], describe(config.policy).partition(":")[0], digest)
     return "-".join(word.replace("/", "_") for word in words)
 
 
-def summary(
-    settings: Settings, model: Any, results: Mapping[str, Any], *, chat: bool, peak: int, folder: Path
-) -> dict[str, Any]:
+def summary(settings: Settings, model: Any, results: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
     """The result as JSON: scores, costs, and what they depend on."""
     from fastdllm.evals.journal import files_of
     from fastdllm.evals.numbers import costs
-    from fastdllm.evals.report import scores
+    from fastdllm.evals.report import fail, scores
     from fastdllm.results import read_results, read_runs
 
-    files = files_of(folder, "generate")
+    files = [file for kind in KINDS for file in files_of(folder, kind)]
     asked = asked_of(results["samples"])
-    lines = [{**line, "file": file.name} for file in files for line in read_results(file) if line["id"] in asked]
-    kinds = ("generate", "loglikelihood", "loglikelihood_rolling")
-    runs = {f.name: read_runs(f) for kind in kinds for f in files_of(folder, kind)}
-    shots = results["n-shot"]
+    found = {line["id"]: {**line, "file": file.name} for file in files for line in read_results(file)}
+    lines = [line for name, line in found.items() if name in asked]
+    generated = [line for line in lines if line["file"].startswith("answers.generate.")]
+    failures = [{"id": line["id"], "error": line["error"]} for line in lines if "error" in line]
+    fail(results, {asked[failure["id"]] for failure in failures})
+    runs, shots = {file.name: read_runs(file) for file in files}, results["n-shot"]
+    named = [*results["samples"], *(group for group in results.get("groups", {}) if group not in results["samples"])]
     return {
         "command": shlex.join(["eval.py", *settings.overrides]),
-        "scores": [{"task": t, "shots": shots.get(t), **s} for t in results["samples"] for s in scores(results, t)],
-        "costs": costs(lines) if lines else None,
-        "failures": [{"id": line["id"], "error": line["error"]} for line in lines if "error" in line],
-        "peak_memory": peak,
+        "scores": [{"task": t, "shots": shots.get(t), **s} for t in named for s in scores(results, t)],
+        "costs": costs(generated) if generated else None,
+        "failures": failures,
+        "truncated_prompts": sum(line["truncated"] for line in lines),
+        "peak_memory": max(line.get("peak_memory", 0) for line in lines),
         "settings": model.settings(),
         "dataset": {**settings.dataset, "path": None if settings.dataset["path"] is None else "local files"},
-        "batch_size": settings.batch_size,
+        "problems": digest_of(results["samples"]),
+        "seed_of_examples": settings.seed,
+        "attn_implementation": settings.attn_implementation,
+        "batch_size": sorted({run["batch_size"] for of_file in runs.values() for run in of_file}),
         "mc_num": settings.mc_num,
         "check_greedy": settings.check_greedy,
         "sandbox": sandbox_of(settings),
@@ -195,15 +214,23 @@ def sandbox_of(settings: Settings) -> dict[str, Any] | None:
     from fastdllm.evals.sandbox import LIMITS, find_isolation
 
     name = settings.dataset["name"]
-    if name not in SOURCES or not SOURCES[name].runs_code:
+    if name not in SOURCES:
+        return {"isolation": "none"} if settings.unsafe else None
+    if not SOURCES[name].runs_code:
         return None
     return {"isolation": find_isolation(unsafe=settings.unsafe).name, **asdict(LIMITS)}
 
 
-def asked_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
-    """Ids of the answers to the problems of this evaluation; a folder may hold more."""
+def digest_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A short name for what was asked and what the right answers were."""
+    hashes = sorted((s["doc_hash"], s["prompt_hash"], s["target_hash"]) for given in samples.values() for s in given)
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
+
+
+def asked_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, int]]:
+    """Ids of the answers to the problems of this evaluation, with task and document; a folder may hold more."""
     return {
-        f"{task}#{sample['doc_id']}.{index}.{repeat}"
+        f"{task}#{sample['doc_id']}.{index}.{repeat}": (task, sample["doc_id"])
         for task, given in samples.items()
         for sample in given
         for index, answers in enumerate(sample["resps"])
@@ -216,8 +243,8 @@ def _publish(result: Mapping[str, Any], samples: Mapping[str, Any], folder: Path
     from fastdllm.evals.report import markdown
 
     for task, given in samples.items():
-        keep = ("doc_id", "filter", "filtered_resps")
-        each = [{k: s[k] for k in (*keep, *s["metrics"])} for s in sorted(given, key=lambda s: s["doc_id"])]
+        keep = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter", "filtered_resps", "failed")
+        each = [{k: s[k] for k in (*keep, *s["metrics"]) if k in s} for s in sorted(given, key=lambda s: s["doc_id"])]
         lines = "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in each)
         write_whole(folder / f"samples.{task.replace('/', '_')}.jsonl", lines)
     write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -22,16 +22,16 @@ def costs(lines: Lines) -> dict[str, Any]:
     """
     done = [line for line in lines if "error" not in line]
     tokens, passes, rows = (sum(line[name] for line in done) for name in ("tokens", "nfe", "rows"))
-    counted = [line for line in done if line["flops"] is not None and line["tokens"]]
+    counted = [line for line in done if line["flops"] is not None]
     return {
         "answers": len(done),
         "failed": len(lines) - len(done),
-        "truncated_prompts": sum(line["truncated"] for line in lines),
         "empty": sum(not line["tokens"] for line in done),
         "tokens": tokens,
         "nfe": _ratio(passes, len(done)),
         "tokens_per_forward": _ratio(tokens, passes),
         "rows_per_token": _ratio(rows, tokens),
+        "flops_counted_answers": len(counted),
         "flops_per_token": _ratio(sum(line["flops"] for line in counted), sum(line["tokens"] for line in counted)),
         "tokens_per_second": speeds(done),
         "latency_seconds": latencies(done),
@@ -48,11 +48,12 @@ def speeds(lines: Lines) -> dict[str, float] | None:
     for line in lines:
         if not line["warm_up"]:
             batches[line["file"], line["run"], line["batch"]].append(line)
-    rates = [sum(x["tokens"] for x in b) / max(x["seconds"] for x in b) for b in batches.values()]
+    whole = [b for b in batches.values() if len(b) == b[0]["batch_size"]]  # what a kill has torn has no time of its own
+    rates = [sum(x["tokens"] for x in b) / max(x["seconds"] for x in b) for b in whole]
     if not rates:
         return None
     spread = {"median": statistics.median(rates), "lowest": min(rates), "highest": max(rates), "batches": len(rates)}
-    return {**spread, "overall": _overall(list(batches.values()))}
+    return {**spread, "overall": _overall(whole)}
 
 
 def _overall(batches: Sequence[Lines]) -> float:

@@ -12,6 +12,8 @@ from fastdllm.errors import OptionError
 from fastdllm.evals.datasets import load_tasks
 from fastdllm.evals.lm import stopped
 
+SEED = 1234  # of the choice of worked examples, as in eval.py
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkProblem:
@@ -46,18 +48,19 @@ def read_benchmark(name: str, count: int | None, *, path: str | None, chat: bool
     Raises:
         OptionError: there is no such benchmark, it is a group of several, or its answers are not texts.
     """
-    tasks = load_tasks(name, path=path, chat=chat, unsafe=unsafe)
+    tasks = list(load_tasks(name, path=path, chat=chat, unsafe=unsafe)["tasks"].values())
     if len(tasks) > 1 or tasks[0].OUTPUT_TYPE != "generate_until":
         raise OptionError(f"{name} is not one benchmark that is answered in text.")
     (task,) = tasks
-    task.build_all_requests(limit=count)
+    task.set_fewshot_seed(seed=SEED)
+    task.build_all_requests()
     metric, kept = next(iter(task.aggregation())), task._filters[0].name
     problems = tuple(
         BenchmarkProblem(
             number=i, question=request.args[0], task=task, request=request, metric=metric, filter=kept
         )
-        for i, request in enumerate(task.instances, start=1)
+        for i, request in enumerate(task.instances[:count], start=1)
     )  # fmt: skip
-    content = json.dumps([[p.question, str(task.doc_to_target(p.request.doc))] for p in problems])
+    content = json.dumps([[r.args[0], str(task.doc_to_target(r.doc))] for r in task.instances])
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return ProblemSet(name=f"{task.config.task} ({kept} {metric})", problems=problems, digest=digest)

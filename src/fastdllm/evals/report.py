@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastdllm.arena.score import Z, wilson
@@ -13,8 +13,21 @@ HEADER = (
 )  # fmt: skip
 
 
+def fail(results: Mapping[str, Any], failed: Collection[tuple[str, int]]) -> None:
+    """Give documents without an answer no marks, whatever their metrics made of nothing.
+
+    Args:
+        failed: task and document of each.
+    """
+    for task, samples in results["samples"].items():
+        for sample in samples:
+            if (task, sample["doc_id"]) in failed:
+                sample["failed"] = True
+                sample.update({name: 0 for name in sample["metrics"] if sample[name] in (0, 1)})
+
+
 def scores(results: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
-    """Every metric of a task in percent or as it is, with a 95 % interval.
+    """Every metric of a task in percent or as it is, with a 95 % interval; those of a group have no samples.
 
     Of ones and zeros it is Wilson's; of other values the mean and 1.96 of lm-eval's standard errors.
 
@@ -22,8 +35,9 @@ def scores(results: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
         results: what ``lm_eval.simple_evaluate`` gives.
     """
     found = []
-    samples = results["samples"][task]
-    for name, value in results["results"][task].items():
+    samples = results["samples"].get(task, [])
+    values = results["results"].get(task) or results["groups"][task]
+    for name, value in values.items():
         metric, _, filtered = name.partition(",")
         if metric.endswith("_stderr") or not filtered or not isinstance(value, (int, float)):
             continue
@@ -33,7 +47,7 @@ def scores(results: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
             low, high = wilson(sum(marks), len(marks))
             entry: dict[str, Any] = {"score": 100 * sum(marks) / len(marks), "interval": [low, high], "unit": "%"}
         else:
-            error = results["results"][task].get(f"{metric}_stderr,{filtered}")
+            error = values.get(f"{metric}_stderr,{filtered}")
             known = isinstance(error, (int, float))
             interval = [value - Z * error, value + Z * error] if known else None
             entry = {"score": value, "interval": interval, "unit": ""}

@@ -10,6 +10,7 @@ from typing import Any, cast
 from hydra import compose, initialize
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fastdllm.caches import CACHES
 from fastdllm.checks import check_least
@@ -19,6 +20,7 @@ from fastdllm.evals import groups
 from fastdllm.presets import load_preset
 
 GROUPS = ("model", "cache", "generation", "dataset")
+MOST_THREADS = 1024
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 KINDS: dict[str, tuple[type, ...]] = {
     "batch_size": (int,), "seed": (int,), "mc_num": (int,), "mc_batch_size": (int,), "check_greedy": (bool,),
@@ -27,6 +29,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "unsafe": (bool,), "out": (str, type(None)), "model.path": (str,), "model.revision": (str, type(None)),
     "model.chat": (bool, type(None)), "dataset.name": (str,), "dataset.size": (int, type(None)),
     "dataset.n_shot": (int, type(None)), "dataset.path": (str, type(None)), "cache.use_dual": (bool,),
+    "generation.num_transfer_tokens": (int,),
     "generation.gen_length": (int,), "generation.block_length": (int,), "generation.temperature": (int, float),
     "generation.top_p": (int, float, type(None)), "generation.top_k": (int, type(None)),
     "generation.cfg_scale": (int, float), "generation.stop_until_eos": (bool,),
@@ -82,6 +85,8 @@ def read_settings(overrides: Sequence[str]) -> Settings:
     for name, kinds in KINDS.items():
         if name in flat:
             _check_kind(name, flat[name], kinds)
+    if (flat["threads"] or 0) > MOST_THREADS:
+        raise OptionError(f"threads={flat['threads']} must be at most {MOST_THREADS}.")
     for name in ("batch_size", "mc_num", "mc_batch_size", "threads", "dataset.size"):
         if flat[name] is not None:
             check_least(name, flat[name], 1)
@@ -92,12 +97,17 @@ def read_settings(overrides: Sequence[str]) -> Settings:
             f"attn_implementation={values['attn_implementation']} is not one of {', '.join(ATTENTION)}; every cache "
             "takes the attention it needs, so it changes nothing."
         )
-    own = {name: values[name] for name in groups.TOP if name not in ("preset", "out")}
     options = _options(values, {text.partition("=")[0] for text in overrides})
     GenerationConfig(**options)
+    own = {name: values[name] for name in groups.TOP if name not in ("preset", "out")}
+    own["seed"] = options["seed"]  # which a preset may have set
     model = values["model"]
     if model["path"] != groups.MODELS[model["name"]]["path"]:  # another checkpoint than the group's
-        model = {**model, "name": Path(model["path"]).name, "chat": model["chat"] if _given(overrides) else None}
+        model = {
+            **model,
+            "name": Path(model["path"]).resolve().name,
+            "chat": model["chat"] if _given(overrides) else None,
+        }
     return Settings(
         model=model, dataset=values["dataset"], options=options, overrides=tuple(overrides),
         out=Path(values["out"]) if values["out"] else None, **own,
@@ -113,13 +123,16 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         if text.startswith(("+", "~", "-")) or "=" not in text:
             raise OptionError(f"{text!r} is not KEY=VALUE, such as cache=dual or generation.threshold=0.9.")
+        same = [other for other in overrides if other.partition("=")[0] == text.partition("=")[0]]
+        if len(same) > 1:
+            raise OptionError(f"{same[0]!r} and {same[1]!r} contradict each other; give one of them.")
     groups.register()
     with initialize(version_base=None):
         try:
             config = compose("eval", overrides=list(overrides))
-        except HydraException as error:
+            return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        except (HydraException, OmegaConfBaseException) as error:
             raise OptionError(_explained(overrides, str(error))) from None
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _explained(overrides: Sequence[str], message: str) -> str:
@@ -161,6 +174,12 @@ def _options(values: dict[str, Any], given: set[str]) -> GenerationOptions:
     options: dict[str, Any] = {**shared, "seed": values["seed"]}
     options |= {"cache": _cache_spec(dict(values["cache"])), "decoder": _decoder_spec(generation)}
     if values["preset"] is not None:
+        for group, parts in (("cache", given), ("generation", given - {f"generation.{n}" for n in groups.SHARED})):
+            part = next((name for name in sorted(parts) if name.startswith(f"{group}.")), None)
+            if part and group not in given:
+                raise OptionError(
+                    f"{part}= goes with {group}=NAME, which replaces what the preset has, too; give both."
+                )
         asked = {"cache" for name in given if name.partition(".")[0] == "cache"}
         asked |= {"seed"} & given
         for name in (name.partition(".")[2] for name in given if name.startswith("generation.")):
