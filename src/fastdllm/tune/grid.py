@@ -17,11 +17,11 @@ OTHERS = (
 
 
 def caches(block_length: int) -> tuple[str, ...]:
-    """The caches that are crossed with :data:`DECODERS`, among them two that see no further than two blocks ahead."""
+    """The caches that are crossed with :data:`DECODERS`, among them three that see no further than two blocks ahead."""
     window = 2 * block_length
     return (
         "none", "prefix", "dual", "d2cache", f"prefix:suffix_window={window}",
-        f"dual:prompt_every=4,suffix_window={window}",
+        f"dual:prompt_every=4,suffix_window={window}", f"sliding:suffix_window={window}",
     )  # fmt: skip
 
 
