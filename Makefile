@@ -6,7 +6,7 @@ QUESTION := Ana has 19 apples. She gives 4 apples to each of 2 friends and then 
 
 .PHONY: run test setup tiny measure clean
 
-run: setup
+run: $(VENV)/.installed
 	@$(BIN)/fastdllm generate --compare --gen-length 64 --block-length 8 '$(QUESTION)'
 
 test: setup
@@ -15,12 +15,17 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; a few minutes)"
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "adding what tests, evaluation and plots need (once; a few minutes)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
