@@ -5,7 +5,10 @@
 
 import sys
 
-from fastdllm.evals.main import main
-
 if __name__ == "__main__":
+    try:
+        from fastdllm.evals.main import main
+    except ImportError as error:
+        print(f"error: {error.name} is missing: pip install '.[eval]'.", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main())
