@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from fastdllm.arena.flops import answers
 from fastdllm.engine import Engine
 from fastdllm.errors import NumericalError, OptionError
 from fastdllm.evals.answering import Answerer, Ask
@@ -75,6 +76,24 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch, words):
     assert {name: line["nfe"] for name, line in by_id(lines).items()} == {n: x["nfe"] for n, x in expected.items()}
     assert sum(line["warm_up"] for line in lines) == 1  # the first batch that was answered
     assert _get_current_dispatch_mode() is None  # the counter of operations is off, though a pass broke off under it
+
+
+def test_a_batch_that_breaks_off_shares_no_time_with_the_next(monkeypatch):
+    begun: list[int] = []
+
+    def broken(*given: Any) -> Any:
+        begun.append(len(begun))
+        for done in answers(*given):
+            yield done
+            if len(begun) == 2:  # the second batch ends after its first answer
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("fastdllm.evals.answering.answers", broken)
+    lines, said = run(toy_engine(), batch_size=3)
+    assert said == ["3 prompts together do not fit in memory; going on with 1"]
+    assert len(by_id(lines)) == len(lines) == 6
+    sizes = {(line["batch"], line["batch_size"]) for line in lines}
+    assert len({batch for batch, _ in sizes}) == len(sizes) == 4
 
 
 def test_a_prompt_that_never_fits_is_recorded_as_failed(monkeypatch):

@@ -57,9 +57,7 @@ def open_results(
         earlier = _read_sidecar(path, sidecar)
         _check_settings(path, earlier["settings"], run["settings"])
         run, held = earlier, _read_held(path)
-    for name in held.keys() & prompts.keys():
-        if held[name] != prompts[name]:
-            raise OptionError(f"{path} holds an answer to another prompt under the id {name!r}; give another --out.")
+    check_prompts(path, held, prompts)
     if held.keys() >= prompts.keys():  # nothing is left to do, so there is no run to record
         yield Results(path, frozenset(held), None, sys.stdout)
         return
@@ -108,6 +106,17 @@ def _read_held(path: Path) -> dict[Id, object]:
     if whole < len(content):
         os.truncate(path, whole)
     return held
+
+
+def check_prompts(path: Path, held: Mapping[Any, object], prompts: Mapping[Any, object]) -> None:
+    """Refuse answers that a file holds, by id, to other prompts than those that are asked now.
+
+    Raises:
+        OptionError: there is one; the message names its id.
+    """
+    for name in held.keys() & prompts.keys():
+        if held[name] != prompts[name]:
+            raise OptionError(f"{path} holds an answer to another prompt under the id {name!r}; give another --out.")
 
 
 def check_same(path: Path, settings: dict[str, object]) -> None:

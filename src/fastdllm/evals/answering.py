@@ -48,12 +48,12 @@ class Answerer:
         self.engine, self.options = engine, options
         self.seed = GenerationConfig(**options).seed
         self.batch_size, self.keep, self.say = batch_size, keep, say
-        self.batches = 0
+        self.batches, self.warm = 0, False
 
     def answer(self, asks: Sequence[Ask]) -> None:
         """Answer all, the longest first: neighbours of like length pad little, and what does not fit shows at once."""
         waiting = sorted(asks, key=lambda ask: -len(ask.tokens))
-        if not self.batches:  # operations are counted in the first batch, which should be like the others
+        if not self.warm:  # operations are counted in the first batch, which should be like the others
             step = max(1, len(waiting) // self.batch_size)
             first = waiting[step // 2 :: step][: self.batch_size]
             waiting = first + [ask for ask in waiting if ask not in first]
@@ -90,14 +90,15 @@ class Answerer:
 
     def _run(self, batch: list[Ask]) -> Iterator[tuple[Ask, Line]]:
         """Each answer of a batch when the pass that ends it is done."""
-        warm_up = not self.batches
+        self.batches += 1  # also of one that breaks off: what is left of it is another batch
+        warm_up = not self.warm
         own: GenerationOptions = {**self.options, "seed": self._seeds(batch)}
         generation = self.engine.start([ask.tokens for ask in batch], **own)
         for done, flops in answers(generation, Counter(self.engine.model) if warm_up else None):
             ask = batch[done.index]
             of_batch = {"batch": self.batches, "batch_size": len(batch), "warm_up": warm_up}
             yield ask, {**_line(ask, done), "flops": flops, **of_batch}
-        self.batches += 1
+        self.warm = True
 
     def _seeds(self, batch: list[Ask]) -> list[int]:
         assert isinstance(self.seed, int)

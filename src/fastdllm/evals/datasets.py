@@ -24,6 +24,7 @@ from lm_eval.tasks._index import Kind, TaskIndex
 
 from fastdllm.errors import OptionError
 from fastdllm.evals import grading
+from fastdllm.evals.code import humaneval_program, mbpp_program
 from fastdllm.evals.sandbox import Isolation, find_isolation
 
 VERSION = 1.0  # of the tasks here; to change when a prompt or a score does
@@ -55,7 +56,7 @@ def humaneval(isolation: Isolation | None) -> dict[str, Any]:
         "task": "humaneval", "output_type": "generate_until", "test_split": "test", "num_fewshot": 0,
         "doc_to_text": "{{prompt}}", "doc_to_target": "{{canonical_solution}}",
         "generation_kwargs": {"until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "do_sample": False},
-        **grading.code_task("pass@1", grading.humaneval_programs, isolation),
+        **grading.code_task(humaneval_program, isolation),
     }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def humaneval_instruct(isolation: Isolation | None) -> dict[str, Any]:
         "doc_to_text": "Write a solution to the following problem and make sure that it passes the tests:\n"
         "```python\n{{ prompt }}\n```\n",
         "gen_prefix": "Here is the completed function:\n```python\n{{ prompt }}\n",
-        **grading.code_task("pass@1", grading.humaneval_instruct_programs, isolation),
+        **grading.code_task(grading.humaneval_instruct_program, isolation),
     }
 
 
@@ -78,7 +79,7 @@ def mbpp(isolation: Isolation | None) -> dict[str, Any]:
         "doc_to_target": "{{code}}\n[DONE]", "target_delimiter": "",
         "generation_kwargs": {"until": ["[DONE]"], "do_sample": False},
         "fewshot_split": "prompt", "fewshot_config": {"sampler": "first_n"}, "dataset_path": None,
-        **grading.code_task("pass@1", grading.mbpp_programs, isolation),
+        **grading.code_task(mbpp_program, isolation),
     }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def mbpp_instruct(isolation: Isolation | None) -> dict[str, Any]:
         "doc_to_target": "{{code}}\n```",
         "gen_prefix": "\n```python\n",
         "generation_kwargs": {"until": [], "do_sample": False},
-        **grading.code_task("pass@1", grading.mbpp_instruct_programs, isolation),
+        **grading.code_task(grading.mbpp_instruct_program, isolation),
     }
 
 

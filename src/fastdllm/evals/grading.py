@@ -18,38 +18,31 @@ from fastdllm.evals.sandbox import Isolation, run_programs
 ANTLR = {"antlr4-python3-runtime": "4.11"}
 
 Doc = Mapping[str, Any]
-Programs = Callable[[Doc, str], str]
+Program = Callable[[Doc, str], str]
+PASSED = "pass@1"
 
 
-def humaneval_programs(doc: Doc, text: str) -> str:
-    return humaneval_program(doc, text)
-
-
-def humaneval_instruct_programs(doc: Doc, text: str) -> str:
+def humaneval_instruct_program(doc: Doc, text: str) -> str:
     """The answer goes on from an open fence in which the prompt stands."""
     return humaneval_program(doc, extract_code(text, fence_open=True))
 
 
-def mbpp_programs(doc: Doc, text: str) -> str:
-    return mbpp_program(doc, text)
-
-
-def mbpp_instruct_programs(doc: Doc, text: str) -> str:
+def mbpp_instruct_program(doc: Doc, text: str) -> str:
     return mbpp_program(doc, extract_code(text, fence_open=True))
 
 
-def code_task(metric: str, program: Programs, isolation: Isolation | None) -> dict[str, Any]:
+def code_task(program: Program, isolation: Isolation | None) -> dict[str, Any]:
     """The part of a task that runs each answer's program and scores 1 when it passes."""
     run = partial(run_all, program, isolation)
     return {
         "filter_list": [{"name": "run", "filter": [{"function": "custom", "filter_fn": run}]}],
-        "process_results": partial(passed, metric),
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "process_results": passed,
+        "metric_list": [{"metric": PASSED, "aggregation": "mean", "higher_is_better": True}],
     }
 
 
 def run_all(
-    program: Programs, isolation: Isolation | None, answers: Iterable[Sequence[str]], docs: Iterable[Doc]
+    program: Program, isolation: Isolation | None, answers: Iterable[Sequence[str]], docs: Iterable[Doc]
 ) -> list[list[str]]:
     """How each answer's program ended: ``passed``, or the reason why not."""
     assert isolation is not None
@@ -58,9 +51,9 @@ def run_all(
     return [[outcome.reason] for outcome in outcomes]
 
 
-def passed(metric: str, doc: Doc, results: Sequence[Any]) -> dict[str, int]:
+def passed(doc: Doc, results: Sequence[Any]) -> dict[str, int]:
     (reasons,) = results
-    return {metric: int(reasons[0] == "passed")}
+    return {PASSED: int(reasons[0] == "passed")}
 
 
 def math_task() -> dict[str, Any]:

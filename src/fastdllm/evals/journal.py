@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastdllm.errors import OptionError
 from fastdllm.evals.workers import Workers
-from fastdllm.results import Results, check_same, open_results, read_results
+from fastdllm.results import Results, check_prompts, check_same, open_results, read_results
 
 
 class Journal:
@@ -56,13 +55,9 @@ class Journal:
 
     def _hold(self, paths: list[Path], prompts: Mapping[str, object]) -> None:
         for path in paths:
-            for line in read_results(path) if path.exists() else ():
-                name = line["id"]
-                if name in prompts and prompts[name] != line["prompt"]:
-                    raise OptionError(
-                        f"{path} holds an answer to another prompt under the id {name!r}; give another --out."
-                    )
-                self.held[name] = line
+            lines = {line["id"]: line for line in read_results(path)} if path.exists() else {}
+            check_prompts(path, {name: line["prompt"] for name, line in lines.items()}, prompts)
+            self.held |= lines
 
     def add(self, line: dict[str, object]) -> None:
         """Keep an answer, on disk before anything else happens."""

@@ -29,6 +29,7 @@ from fastdllm.evals.journal import Journal
 from fastdllm.evals.likelihood import greedily, log_likelihood
 from fastdllm.evals.numbers import peak_memory
 from fastdllm.evals.workers import Workers, find_workers
+from fastdllm.models.checkpoint import resolve
 from fastdllm.presets import load_preset
 from fastdllm.record import environment, fingerprint, settings
 
@@ -81,7 +82,8 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
         self.workers = workers or find_workers()
         where = str(self.workers.device) if device == "auto" and self.workers.device.type == "cuda" else device
         source = str(MODELS[pretrained]["path"]) if pretrained in MODELS else pretrained
-        self.engine: Engine = load(source, dtype=dtype, device=where, revision=revision)
+        folder = resolve(source, revision)
+        self.engine: Engine = load(folder, dtype=dtype, device=where)
         self.engine.name = pretrained
         if self.engine.text is None:
             raise OptionError(f"{pretrained} has no tokenizer, without which it cannot be evaluated.")
@@ -100,7 +102,7 @@ class FastDLLM(TemplateLM):  # type: ignore[misc]
                 "positions."
             )
         self.journal = Journal(None if out is None else Path(out), self.workers)
-        self.provenance = {"weights": fingerprint_of(source, revision), "revision": revision}
+        self.provenance = {"weights": fingerprint(folder), "revision": revision}
 
     # What lm-eval asks of a model
 
@@ -277,9 +279,3 @@ def stopped(text: str, until: Sequence[str] | str | None) -> str:
 def seed_of(name: str, seed: object) -> int:
     """A seed for one request, which depends on no other."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big")
-
-
-def fingerprint_of(source: str, revision: str | None) -> str:
-    from fastdllm.models.checkpoint import resolve
-
-    return fingerprint(resolve(source, revision))

@@ -174,19 +174,21 @@ def _options(values: dict[str, Any], given: set[str]) -> GenerationOptions:
     options: dict[str, Any] = {**shared, "seed": values["seed"]}
     options |= {"cache": _cache_spec(dict(values["cache"])), "decoder": _decoder_spec(generation)}
     if values["preset"] is not None:
-        for group, parts in (("cache", given), ("generation", given - {f"generation.{n}" for n in groups.SHARED})):
-            part = next((name for name in sorted(parts) if name.startswith(f"{group}.")), None)
-            if part and group not in given:
-                raise OptionError(
-                    f"{part}= goes with {group}=NAME, which replaces what the preset has, too; give both."
-                )
-        asked = {"cache" for name in given if name.partition(".")[0] == "cache"}
-        asked |= {"seed"} & given
-        for name in (name.partition(".")[2] for name in given if name.startswith("generation.")):
-            asked.add("stop_at_eos" if name == "stop_until_eos" else name if name in groups.SHARED else "decoder")
-        asked |= {"decoder"} if "generation" in given else set()
+        asked = _asked(given)
         options |= {name: value for name, value in load_preset(values["preset"]).items() if name not in asked}
     return cast(GenerationOptions, options)
+
+
+def _asked(given: set[str]) -> set[str]:
+    """Options that were asked for beside a preset; a part of a strategy only goes with its name."""
+    shared = {f"generation.{name}": name for name in groups.SHARED}
+    shared["generation.stop_until_eos"] = "stop_at_eos"
+    for part in sorted(given - shared.keys()):
+        group = part.partition(".")[0]
+        if group in ("cache", "generation") and group not in given:
+            raise OptionError(f"{part}= goes with {group}=NAME, which replaces what the preset has, too; give both.")
+    named = {"cache": "cache", "generation": "decoder", "seed": "seed", **shared}
+    return {named[name] for name in named.keys() & given}
 
 
 def _cache_spec(values: dict[str, Any]) -> str:
