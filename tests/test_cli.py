@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from fastdllm.cli import chat as chat_command
 from fastdllm.cli import one
 from fastdllm.cli.console import printable
 from fastdllm.config import parse_cache, parse_decoder
-from fastdllm.loop import Run, allocate
+from fastdllm.loop import allocate
 from fastdllm.memory import available, memory, parameters
 from fastdllm.state import RowState
 from helpers import QUICK, refused, run, write_checkpoint
@@ -187,7 +186,6 @@ def test_memory_of_a_method_is_what_it_keeps(monkeypatch, method):
     monkeypatch.setattr("fastdllm.loop.RowState", Weighed)
     monkeypatch.setattr(Rollout, "_note", note)
     engine = toy_engine()
-    monkeypatch.setattr("fastdllm.loop.Run", partial(Run, state=Weighed()))
     for _ in engine.stream([[5] * 20] * 3, gen_length=12, block_length=5, cache=cache, decoder=decoder):
         pass
     lengths = {"batch_size": 3, "prompt_length": 20, "gen_length": 12, "block_length": 5, "itemsize": 4}

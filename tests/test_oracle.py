@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastdllm.loop as loop
-from fastdllm.caches import Plan
-from fastdllm.loop import Run
+from fastdllm.models.transformer import Transformer
+from fastdllm.passes import Ask, Predicted
 from toys import FAMILIES, prompts_of, toy_engine
 
 
@@ -34,16 +35,21 @@ class StaleStore:
 
 
 class Checked:
-    """Stands in for :func:`fastdllm.loop.block_logits`; holds every row of a batch against an oracle of its own."""
+    """Stands in for ``predict`` in the loop; holds every row of a batch against an oracle of its own."""
 
     def __init__(self) -> None:
-        self.partial_logits = loop.block_logits
+        self.partial_logits = loop.predict
         self.oracles: dict[int, StaleStore] = defaultdict(StaleStore)
         self.partial = 0
 
-    def __call__(self, run: Run, plan: Plan, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, slots, known = self.partial_logits(run, plan, wanted)
-        model, canvas = run.model, run.canvas
+    def __call__(self, model: Transformer, asks: Sequence[Ask]) -> list[Predicted]:
+        predicted = self.partial_logits(model, asks)
+        for ask, answer in zip(asks, predicted, strict=True):
+            self.check(model, ask, *answer)
+        return predicted
+
+    def check(self, model: Transformer, ask: Ask, logits: Tensor, slots: Tensor, known: Tensor) -> None:
+        canvas, plan, wanted = ask.canvas, ask.plan, ask.slots
         for b, index in enumerate(canvas.index.tolist()):
             length, oracle = int(canvas.length[b]), self.oracles[index]
             positions = torch.arange(length)[None]
@@ -59,7 +65,6 @@ class Checked:
             predicted = wanted[b][torch.isin(found, plan.rows[b]) & (wanted[b] < canvas.width)]
             assert slots[b][computed].tolist() == predicted.tolist()
             self.partial += int(plan.counts[b]) < length
-        return logits, slots, known
 
 
 STORING = (
@@ -78,11 +83,11 @@ STORING = (
 def test_partial_pass_is_full_pass_with_stale_keys(family, lengths, gen, block, seed, cache, decoder, stop):
     engine, checked = toy_engine(family, seed=seed), Checked()
     options = {"gen_length": gen, "block_length": block, "cache": cache, "decoder": decoder, "stop_at_eos": stop}
-    loop.block_logits = checked
+    loop.predict = checked
     try:
         done = engine.generate(prompts_of(lengths, seed), **options)
     finally:
-        loop.block_logits = checked.partial_logits
+        loop.predict = checked.partial_logits
     assert done
 
 
@@ -91,11 +96,11 @@ def test_partial_pass_is_full_pass_with_stale_keys(family, lengths, gen, block, 
 def test_the_oracle_sees_partial_passes(family, cache):
     engine, checked = toy_engine(family, seed=1), Checked()
     options = {"gen_length": 16, "block_length": 8, "cache": cache, "decoder": "topk:k=1", "stop_at_eos": False}
-    loop.block_logits = checked
+    loop.predict = checked
     try:
         engine.generate(prompts_of([9, 4]), **options)
     finally:
-        loop.block_logits = checked.partial_logits
+        loop.predict = checked.partial_logits
     assert checked.partial >= 16
 
 

@@ -94,7 +94,7 @@ def test_an_end_token_that_is_edited_away_gives_back_what_lies_right_of_it():
         yes = torch.ones_like(at, dtype=torch.bool)
         tokens = torch.tensor([list(slots.values())])
         delta = Delta(positions=at, tokens=tokens, confidence=yes.float(), commit=yes, remask=~yes)
-        return canvas.apply(delta, torch.ones(1, dtype=torch.long), 0).rows[0]
+        return canvas.advance(canvas.write(delta), torch.ones(1, dtype=torch.long), 0).rows[0]
 
     write({1: EOS})
     assert canvas.slots(canvas.region(0)).tolist() == [[2]]  # what lies right of the end is not decoded

@@ -8,24 +8,27 @@ import torch
 import fastdllm.loop as loop
 from fastdllm.caches import NoCache
 from fastdllm.canvas import Canvas
-from fastdllm.loop import Run, allocate, block_logits, leave_one_out
+from fastdllm.decoders import Threshold
+from fastdllm.loop import Run, allocate, leave_one_out
+from fastdllm.passes import predict
+from fastdllm.sampling import Sampling
 from toys import EOS, FAMILIES, MASK, prompts_of, toy_engine, toy_model
 
 GEN, BLOCK, PROMPTS = 12, 5, [6, 11]
 
 
 def verified(family, layers, tokens=None, block=1):
-    """A run amid its answer, and what the verifiers of one of its blocks say."""
+    """A model, a run of it amid its answer, the run's region, and what the verifiers of one of its blocks say."""
     model = toy_model(family, layers=layers, seed=4)
     canvas = Canvas(prompts_of(PROMPTS, seed=2), gen_length=GEN, block_length=BLOCK, mask_id=MASK, eos_ids=[EOS])
     for b, start in enumerate(PROMPTS):  # half of the answer is there
         canvas._tokens[b, start : start + GEN : 2] = torch.tensor(tokens or [3, 1, 4, 1, 5, 9])
     canvas.block += block
-    run = Run(model, canvas, NoCache(), allocate(model, canvas))
+    run = Run(canvas, NoCache(), Threshold(), Sampling.of(2), store=allocate(model, canvas))
     region = canvas.region(model.config.shift)
-    plan = run.cache.plan(canvas, region, run.state)
-    block_logits(run, plan, canvas.slots(region, committed=True))
-    return run, region, leave_one_out(run, region, plan)
+    ask = run.ask(region)
+    predict(model, [ask])
+    return model, run, region, leave_one_out(model, run, region, ask)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +36,8 @@ def verified(family, layers, tokens=None, block=1):
 @torch.inference_mode()
 def test_verifiers_are_rows_under_a_mask(family, block):
     """Nothing sees a verifier but the verifiers; each sees all of the canvas but the slot that it predicts."""
-    run, region, logits = verified(family, layers=3, block=block)
-    model, shift = run.model, run.model.config.shift
+    model, run, region, logits = verified(family, layers=3, block=block)
+    shift = model.config.shift
     for b, prompt in enumerate(PROMPTS):
         T, start, end = prompt + GEN, int(region.start[b]), int(region.end[b])
         slots = torch.arange(start, end)
@@ -53,8 +56,8 @@ def test_verifiers_are_rows_under_a_mask(family, block):
 @torch.inference_mode()
 def test_a_verifier_does_not_know_the_token_it_verifies(family):
     """On one layer no other row carries that token either: its own logits stay, those of the others change."""
-    _, _, logits = verified(family, layers=1)
-    _, _, other = verified(family, layers=1, tokens=[3, 1, 4, 40, 5, 9])  # slot 6, the second of block 1
+    *_, logits = verified(family, layers=1)
+    *_, other = verified(family, layers=1, tokens=[3, 1, 4, 40, 5, 9])  # slot 6, the second of block 1
     torch.testing.assert_close(logits[:, 1], other[:, 1], atol=1e-5, rtol=0)
     for slot in (0, 2, 3, 4):
         assert not torch.allclose(logits[:, slot], other[:, slot], atol=1e-3), slot
@@ -68,5 +71,5 @@ def test_verifying_leaves_the_store_as_it_was(family, cache, monkeypatch):
     engine, prompts = toy_engine(family, seed=1), prompts_of([7, 3])
     checked = engine.generate(prompts, **options)
     shape = (2, 8, engine.config.vocab_size)
-    monkeypatch.setattr(loop, "leave_one_out", lambda run, *_: torch.zeros(len(run.canvas), *shape[1:]))
+    monkeypatch.setattr(loop, "leave_one_out", lambda model, run, *_: torch.zeros(len(run.canvas), *shape[1:]))
     assert [c.canvas for c in engine.generate(prompts, **options)] == [c.canvas for c in checked]

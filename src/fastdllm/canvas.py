@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdllm.errors import NumericalError
 from fastdllm.events import FinishReason, RowEvent, StepEvent
 
 
@@ -90,6 +89,10 @@ class Delta:
     """Rows (B,) computed for the decision itself, on the host; None for none."""
 
 
+ROW_BOOKS = ("prompt", "length", "index", "limit", "block", "step", "nfe", "masked", "_finished")
+SHARED = ("gen_length", "block_length", "mask_id", "stop_at_eos", "width")
+
+
 class Canvas:
     """Tokens of a batch and the place of each row in its work.
 
@@ -100,7 +103,8 @@ class Canvas:
         mask_id: the id that marks an open slot.
         eos_ids: ids that end an answer.
         stop_at_eos: finish a row once an end token has no open slot to its left.
-        first_index: number of the first prompt, for events.
+        index: number of each prompt, for events; from 0 by default.
+        width: slots of the canvas, for rows that share a K/V store with wider ones; the longest row's by default.
     """
 
     def __init__(
@@ -112,16 +116,17 @@ class Canvas:
         mask_id: int,
         eos_ids: Sequence[int],
         stop_at_eos: bool = True,
-        first_index: int = 0,
+        index: Sequence[int] | None = None,
+        width: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.gen_length, self.block_length = gen_length, block_length
         self.mask_id, self.stop_at_eos = mask_id, stop_at_eos
         self.prompt = torch.tensor([len(p) for p in prompts])
         self.length = self.prompt + gen_length
-        self.index = torch.arange(first_index, first_index + len(prompts))
+        self.index = torch.arange(len(prompts)) if index is None else torch.tensor(list(index))
         self.block, self.step, self.nfe = (torch.zeros_like(self.prompt) for _ in range(3))
-        self.width = int(self.length.max())
+        self.width = int(self.length.max()) if width is None else width
         self.limit = torch.full_like(self.prompt, self.width)
         self.masked = self._block_end() - self._block_start()
         rows = [list(p) + [mask_id] * (self.width + 1 - len(p)) for p in prompts]
@@ -220,27 +225,21 @@ class Canvas:
         other._tokens = self._tokens.masked_fill(hidden, self.mask_id)
         return other
 
-    def apply(self, delta: Delta, rows_computed: Tensor, step: int) -> StepEvent:
+    def write(self, delta: Delta) -> Tensor:
         """Carry out a decoder's decision: the only way tokens change.
 
-        Brings one report (B, 4 + 3M) from the device: first end token, open slots left, whether a
-        confidence is not a number, whether the block is held open; then position, token (the mask id
-        where a slot opens again) and confidence of each slot written. float32 holds every id and
-        position exactly, as both are below 2^24.
+        Returns:
+            The report (B, 4 + 3M) of it, float32 on the device, for :meth:`advance`: first end token, open slots
+            left, whether a confidence is not a number, whether the block is held open; then position, token (the
+            mask id where a slot opens again) and confidence of each slot written. float32 holds every id and
+            position exactly, as both are below 2^24.
         """
         written = delta.positions.masked_fill(~(delta.commit | delta.remask), self.width)
         tokens = delta.tokens.masked_fill(delta.remask, self.mask_id)
         self._tokens.scatter_(1, written, tokens)
         broken = delta.confidence.isnan().any(1, keepdim=True)
         hold = torch.zeros_like(broken) if delta.hold is None else delta.hold[:, None]
-        report = torch.cat([self._survey(), broken, hold, written, tokens, delta.confidence], dim=1).float().cpu()
-        if bool(report[:, 2].any()):
-            raise NumericalError(
-                f"the model's logits for prompt {int(self.index[report[:, 2] > 0][0])} are not numbers."
-            )
-        if delta.rows is not None:
-            rows_computed = rows_computed + delta.rows
-        return self._advance(report, rows_computed, step)
+        return torch.cat([self._survey(), broken, hold, written, tokens, delta.confidence], dim=1).float()
 
     def _survey(self) -> Tensor:
         """Slot of the first end token in each answer (T if none) and open slots of its block left of that; (B, 2)."""
@@ -253,10 +252,15 @@ class Canvas:
         left = (slots >= block) & (slots < bound) & (self.tokens == self.mask_id)
         return torch.cat([first, left.sum(1, keepdim=True)], dim=1)
 
-    def _advance(self, report: Tensor, rows_computed: Tensor, step: int) -> StepEvent:
-        """Move every row on from the report of a pass."""
+    def advance(self, report: Tensor, rows_computed: Tensor, step: int) -> StepEvent:
+        """Move every row on from the report of a pass, brought to the host, that computed ``rows_computed`` (B,) rows.
+
+        A row whose confidences are not numbers has failed: it is finished, and has committed nothing.
+        """
         first_end, left = report[:, 0].long(), report[:, 1].long()
+        failed = report[:, 2] > 0
         written, block = report[:, 4:].unflatten(1, (3, -1)), self.block
+        written[:, 0].masked_fill_(failed[:, None], self.width)
         done = (left == 0) & (report[:, 3] == 0)
         ended = (first_end < self._block_end()) & done
         if self.stop_at_eos:
@@ -265,21 +269,23 @@ class Canvas:
         self.block = self.block + done
         self.step = torch.where(done, 0, self.step + 1)
         self.masked = torch.where(done, self._block_end() - self._block_start(), left)
-        self._finished = self._block_start() >= self.length
+        self._finished = (self._block_start() >= self.length) | failed
         if self.stop_at_eos:
             self._finished |= ended
         why: dict[bool, FinishReason] = {True: "stop", False: "length"}
-        ends, dones = ended.tolist(), self._finished.tolist()
+        ends, dones = ended.tolist(), (self._finished & ~failed).tolist()
         reasons = [why[end] if done else None for end, done in zip(ends, dones, strict=True)]
         return StepEvent(
             step=step,
             rows=tuple(
-                self._row_event(b, written[b], int(block[b]), int(rows_computed[b]), reason)
+                self._row_event(b, written[b], int(block[b]), int(rows_computed[b]), reason, bool(failed[b]))
                 for b, reason in enumerate(reasons)
             ),
         )
 
-    def _row_event(self, b: int, written: Tensor, block: int, rows: int, reason: FinishReason | None) -> RowEvent:
+    def _row_event(
+        self, b: int, written: Tensor, block: int, rows: int, reason: FinishReason | None, failed: bool
+    ) -> RowEvent:
         slots, opened = written[:, written[0] < self.width], written[1] == self.mask_id
         positions, tokens, confidence = slots[:, slots[1] != self.mask_id]
         remasked = written[0, opened & (written[0] < self.width)]
@@ -293,6 +299,7 @@ class Canvas:
             confidences=tuple(confidence.tolist()),
             remasked=self._slots_of(remasked, b),
             finish_reason=reason,
+            failed=failed,
         )
 
     def _slots_of(self, positions: Tensor, b: int) -> tuple[int, ...]:
@@ -306,6 +313,15 @@ class Canvas:
     def keep(self, batch: Sequence[int]) -> None:
         """Drop every batch row that is not in ``batch``."""
         index = torch.tensor(batch, dtype=torch.long)
-        for name in ("prompt", "length", "index", "limit", "block", "step", "nfe", "masked", "_finished"):
+        for name in ROW_BOOKS:
             setattr(self, name, getattr(self, name)[index])
         self._tokens = self._tokens[to_device(index, self.device)]
+
+    def alike(self, other: Canvas) -> bool:
+        """Whether the rows of both could stand in one canvas."""
+        return all(getattr(self, name) == getattr(other, name) for name in SHARED) and self.device == other.device
+
+    def join(self, other: Canvas) -> None:
+        """Take over the rows of a canvas that is :meth:`alike`."""
+        for name in (*ROW_BOOKS, "_tokens"):
+            setattr(self, name, torch.cat((getattr(self, name), getattr(other, name))))

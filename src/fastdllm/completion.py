@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fastdllm.errors import NumericalError
 from fastdllm.events import FinishReason, RowEvent, StepEvent
 
 
@@ -116,7 +117,13 @@ class Draft:
 
 
 def fold(drafts: dict[int, Draft], event: StepEvent) -> list[Draft]:
-    """Add one pass to the drafts; return those that it finished."""
+    """Add one pass to the drafts; return those that it finished.
+
+    Raises:
+        NumericalError: the model's logits for a row were not numbers.
+    """
     for row in event.rows:
+        if row.failed:
+            raise NumericalError(f"the model's logits for prompt {row.index} are not numbers.")
         drafts[row.index].add(row)
     return [drafts[row.index] for row in event.rows if row.finish_reason]

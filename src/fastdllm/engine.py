@@ -191,7 +191,7 @@ class Generation:
             mask_id=engine.config.mask_id,
             eos_ids=engine.config.eos_ids,
             stop_at_eos=config.stop_at_eos,
-            first_index=batch.start,
+            index=batch,
             device=engine.device,
         )
         return decode(engine.model, canvas, config.policy, config.rule, self._sampling.keep(batch), config.cfg_scale)

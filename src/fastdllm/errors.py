@@ -23,7 +23,11 @@ class SandboxError(FastdllmError, RuntimeError):
     """The sandbox could not start a program, which therefore did not run."""
 
 
+class BrokenOff(FastdllmError, RuntimeError):
+    """A pass failed after canvases had changed: its rows cannot go on."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether this error says so. Torch has a class for it on GPUs; on CPUs it is a RuntimeError with these words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

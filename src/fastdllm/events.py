@@ -23,6 +23,8 @@ class RowEvent:
     remasked: tuple[int, ...] = ()
     """Slots opened again."""
     finish_reason: FinishReason | None = None
+    failed: bool = False
+    """The network's logits for this row were not numbers; it is out of the batch, and this pass wrote nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

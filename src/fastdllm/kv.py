@@ -1,15 +1,18 @@
 """Key/value storage. It stores; cache policies decide.
 
-Shapes: L layers, B batch, H key/value heads, T canvas length, D head width, R rows of a pass.
+Shapes: L layers, B batch, H key/value heads, T canvas length, D head width, N batch rows and R rows of a pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from fastdllm.canvas import to_device
 
 
 class KVStore:
@@ -21,31 +24,48 @@ class KVStore:
     def __init__(
         self, layers: int, batch: int, heads: int, length: int, width: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (layers, batch, heads, length + 1, width)
+        shape = (batch, heads, length + 1, width)
         self.length = length
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by keys and values together."""
-        return self._keys.nbytes + self._values.nbytes
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    @property
+    def layers(self) -> int:
+        return len(self._keys)
+
+    @property
+    def batch(self) -> int:
+        return self._keys[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self._keys[0].device
+
+    @property
+    def pool(self) -> KVStore:
+        """The store that holds the numbers: itself."""
+        return self
+
+    def places(self, batch: Tensor) -> Tensor:
+        """Batch rows of the pool behind the batch rows ``batch`` (N,), on the host: the same."""
+        return batch
+
+    def lease(self, rows: Sequence[int]) -> Lease:
+        """Some of its batch rows as a store of their own."""
+        return Lease(self, rows)
 
     def bind(self, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
-        """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,).
+        """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,), on the host.
 
         Args:
             reach: slots from here on are not read.
         """
-        return BoundStore(self, batch, rows, reach)
-
-    @property
-    def layers(self) -> int:
-        return self._keys.shape[0]
-
-    @property
-    def batch(self) -> int:
-        return self._keys.shape[1]
+        return bind(self, batch, rows, reach)
 
     def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Overwrite slots ``rows`` (N, R) of batch rows ``batch`` (N,) with ``keys``/``values`` (N, H, R, D)."""
@@ -58,41 +78,113 @@ class KVStore:
     def write_values(self, layer: int, batch: Tensor, rows: Tensor, values: Tensor) -> None:
         self._values[layer][batch[:, None], :, rows] = values.transpose(1, 2)
 
-    def read(self, layer: int, batch: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,); a view when that is all of them."""
-        keys, values = self._keys[layer], self._values[layer]
-        if len(batch) != keys.shape[0]:
-            keys, values = keys[batch], values[batch]
-        return keys[:, :, :reach], values[:, :, :reach]
+    def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,): a view of those of a slice."""
+        return self._keys[layer][batch][:, :, :reach], self._values[layer][batch][:, :, :reach]
 
     def keep(self, batch: Sequence[int]) -> None:
         """Drop every batch row that is not in ``batch`` (ascending). Rows move up in place: no second store is made."""
-        for to, row in enumerate(batch):
-            if to != row:
-                self._keys[:, to], self._values[:, to] = self._keys[:, row], self._values[:, row]
-        self._keys, self._values = self._keys[:, : len(batch)], self._values[:, : len(batch)]
+        for held in (self._keys, self._values):
+            for layer, tensor in enumerate(held):
+                for to, row in enumerate(batch):
+                    if to != row:
+                        tensor[to] = tensor[row]
+                held[layer] = tensor[: len(batch)]
+
+    def clear(self, batch: Tensor) -> None:
+        """Forget the batch rows ``batch`` (N,): what is not a number would spread to those who only look past it."""
+        for tensor in (*self._keys, *self._values):
+            tensor[batch] = 0
+
+
+class Lease:
+    """Some batch rows of a pool that others use, too; to its holder they are rows 0, 1, ... of a store.
+
+    Args:
+        rows: batch rows of the pool.
+    """
+
+    def __init__(self, pool: KVStore, rows: Sequence[int]) -> None:
+        self.pool, self.length, self.layers, self.device = pool, pool.length, pool.layers, pool.device
+        self._set(torch.tensor(list(rows), dtype=torch.long))
+
+    def _set(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._on_device = to_device(rows, self.device)
+
+    @property
+    def batch(self) -> int:
+        return len(self._rows)
+
+    @property
+    def rows(self) -> list[int]:
+        """Batch rows of the pool that it holds."""
+        return [int(row) for row in self._rows]
+
+    def places(self, batch: Tensor) -> Tensor:
+        """Batch rows of the pool behind the batch rows ``batch`` (N,), on the host."""
+        return self._rows[batch]
+
+    def bind(self, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
+        """As :meth:`KVStore.bind`."""
+        return bind(self, batch, rows, reach)
+
+    def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        self.pool.write(layer, self._on_device[batch], rows, keys, values)
+
+    def write_keys(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor) -> None:
+        self.pool.write_keys(layer, self._on_device[batch], rows, keys)
+
+    def write_values(self, layer: int, batch: Tensor, rows: Tensor, values: Tensor) -> None:
+        self.pool.write_values(layer, self._on_device[batch], rows, values)
+
+    def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
+        return self.pool.read(layer, self._on_device[batch], reach)
+
+    def clear(self, batch: Tensor) -> None:
+        self.pool.clear(self._on_device[batch])
+
+    def keep(self, batch: Sequence[int]) -> None:
+        """Give back every batch row that is not in ``batch``."""
+        self._set(self._rows[torch.tensor(batch, dtype=torch.long)])
+
+    def join(self, other: Lease) -> None:
+        """Take over the rows of another lease of the same pool."""
+        self._set(torch.cat((self._rows, other._rows)))
+
+
+Store: TypeAlias = KVStore | Lease
 
 
 @dataclass(frozen=True)
 class BoundStore:
     """What attention needs of a store in one pass: hand in fresh keys and values, get those of the whole canvas."""
 
-    store: KVStore
+    store: Store
     batch: Tensor
+    """Batch rows (N,), on the device."""
     rows: Tensor
     reach: int
+    where: Tensor | slice
+    """The same batch rows, a slice where they follow one another."""
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots in reach (N, H, reach, D)."""
         self.store.write(layer, self.batch, self.rows, keys, values)
-        return self.store.read(layer, self.batch, self.reach)
+        return self.store.read(layer, self.where, self.reach)
+
+
+def bind(store: Store, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
+    first, count, on_device = int(batch[0]), len(batch), to_device(batch, rows.device)
+    follow = torch.equal(batch, torch.arange(first, first + count))
+    return BoundStore(store, on_device, rows, reach, slice(first, first + count) if follow else on_device)
 
 
 @dataclass(frozen=True)
 class ShadowStore:
     """What rows see that are in no canvas: every slot in reach, as the last pass left it, and one another."""
 
-    store: KVStore
+    store: Store
     batch: Tensor
     reach: int
 

@@ -1,29 +1,30 @@
 """The sampler: the only place where a canvas is filled.
 
-Shapes: B rows of the batch, N rows of one group of it, R rows (positions) of a pass, M slots to
-predict, T canvas length, E model width, V vocabulary.
+Shapes: B rows of a run's batch, M slots to predict, W block length, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fastdllm.caches import CachePolicy, Plan
-from fastdllm.canvas import Canvas, Region, to_device
+from fastdllm.caches import CachePolicy
+from fastdllm.canvas import Canvas, Delta, Region, to_device
 from fastdllm.decoders import Decoder, Turn
+from fastdllm.errors import BrokenOff
 from fastdllm.events import StepEvent
-from fastdllm.kv import KVStore, ShadowStore
+from fastdllm.kv import KVStore, Lease, ShadowStore, Store
 from fastdllm.models.transformer import Transformer
+from fastdllm.passes import Ask, Predicted, predict
 from fastdllm.sampling import Sampling, propose
 from fastdllm.state import RowState
 
 
-@torch.inference_mode()
 def decode(
     model: Transformer,
     canvas: Canvas,
@@ -33,135 +34,212 @@ def decode(
     cfg_scale: float = 0.0,
 ) -> Iterator[StepEvent]:
     """Fill ``canvas`` pass by pass; an event for each pass."""
-    run = Run(model, canvas, cache, allocate(model, canvas) if cache.stores or decoder.verifies else None)
-    notes, step = RowState(), 0
-    while len(canvas):
-        region = canvas.region(model.config.shift)
-        plan = cache.plan(canvas, region, run.state)
-        beyond = cache.looks_beyond or decoder.looks_beyond
-        wanted = canvas.slots(region, committed=decoder.revises, beyond=beyond)
-        logits, slots, known = block_logits(run, plan, wanted)
-        if cfg_scale:
-            logits = guide(logits, unconditional(run, plan, wanted), cfg_scale)
-        fresh = cache.fresh((slots - region.shift).clamp(min=0), run.state)
-        view = canvas.view(slots, known, known if fresh is None else known & fresh, region)
-        prediction = propose(logits, view, sampling, to_device(region.nfe, canvas.device), canvas.mask_id)
-        cache.observe(prediction, run.state)
-        check = partial(leave_one_out, run, region, plan)
-        delta = decoder.step(Turn(canvas, region, prediction, notes, check))
-        event = canvas.apply(delta, plan.computed * (2 if cfg_scale else 1), step)
-        alive = canvas.unfinished()
-        if len(alive) < len(canvas):
-            sampling = sampling.keep(alive)
-            run.keep(alive, notes)
-        step += 1
+    store = allocate(model, canvas) if cache.stores or decoder.verifies else None
+    run = Run(canvas, cache, decoder, sampling, store=store, cfg_scale=cfg_scale)
+    while len(run):
+        event = advance(model, [run])[0]
+        if isinstance(event, Exception):
+            raise event
         yield event
 
 
-@dataclass
+@torch.inference_mode()
+def advance(model: Transformer, runs: Sequence[Run]) -> list[StepEvent | Exception]:
+    """One pass of every run; finished rows leave their run.
+
+    Runs that share a pool of keys and values share passes through the network.
+
+    Returns:
+        An event for each run, or what its cache or decoder raised of the logits: it has then not moved.
+
+    Raises:
+        BrokenOff: canvases have changed already. Whatever else is raised, by the network say, no run has moved.
+    """
+    regions = [run.canvas.region(model.config.shift) for run in runs]
+    memories = [run.memory() for run in runs]
+    try:
+        asks = [run.ask(region) for run, region in zip(runs, regions, strict=True)]
+        predicted = predict(model, asks)
+    except BaseException:
+        for run, memory in zip(runs, memories, strict=True):
+            run.recall(memory)
+        raise
+    decisions = list[Delta | Exception]()
+    for run, memory, region, ask, found in zip(runs, memories, regions, asks, predicted, strict=True):
+        try:
+            decisions.append(run.decide(model, region, ask, found))
+        except Exception as error:
+            run.recall(memory)
+            decisions.append(error)
+    try:
+        return carry_out(runs, asks, decisions)
+    except BaseException as error:
+        raise BrokenOff("a pass was broken off after canvases had changed.") from error
+
+
+def carry_out(
+    runs: Sequence[Run], asks: Sequence[Ask], decisions: Sequence[Delta | Exception]
+) -> list[StepEvent | Exception]:
+    """Change the canvases of the runs that decided, and report on each; what was raised instead stays as it is."""
+    decided = [
+        (run, ask, delta) for run, ask, delta in zip(runs, asks, decisions, strict=True) if isinstance(delta, Delta)
+    ]
+    reports = fetch([run.canvas.write(delta) for run, _, delta in decided])
+    events = iter(
+        [run.conclude(ask, delta, report) for (run, ask, delta), report in zip(decided, reports, strict=True)]
+    )
+    return [next(events) if isinstance(decision, Delta) else decision for decision in decisions]
+
+
 class Run:
-    """What the passes of one canvas share."""
+    """Batch rows that share a cache policy, a decoder and the lengths of their canvas, stopped between two passes.
 
-    model: Transformer
-    canvas: Canvas
-    cache: CachePolicy
-    store: KVStore | None
-    state: RowState = field(default_factory=RowState)
+    Args:
+        store: keys and values of its rows; None where none outlive a pass.
+        slots: the batch rows of ``store``, a pool shared with other runs, that are this run's; None: all are.
+    """
 
-    def keep(self, alive: list[int], notes: RowState) -> None:
-        """Drop every batch row that is not in ``alive``, from the decoder's ``notes`` too."""
+    def __init__(
+        self, canvas: Canvas, cache: CachePolicy, decoder: Decoder, sampling: Sampling, *,
+        store: KVStore | None, slots: Sequence[int] | None = None, cfg_scale: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.canvas, self.cache, self.decoder, self.sampling, self.cfg_scale = (
+            canvas, cache, decoder, sampling, cfg_scale,
+        )  # fmt: skip
+        self.store: Store | None = store if store is None or slots is None else store.lease(slots)
+        self.state, self.notes, self.passes = RowState(), RowState(), 0
+
+    def __len__(self) -> int:
+        return len(self.canvas)
+
+    @property
+    def slots(self) -> list[int]:
+        """Batch rows of the pool that the rows at work hold."""
+        return self.store.rows if isinstance(self.store, Lease) else []
+
+    def ask(self, region: Region) -> Ask:
+        """The rows that the policy wants computed and the slots to predict from them."""
+        cache, decoder = self.cache, self.decoder
+        plan = cache.plan(self.canvas, region, self.state)
+        beyond = cache.looks_beyond or decoder.looks_beyond
+        slots = self.canvas.slots(region, committed=decoder.revises, beyond=beyond)
+        return Ask(canvas=self.canvas, plan=plan, slots=slots, cache=cache, state=self.state, store=self.store)
+
+    def decide(self, model: Transformer, region: Region, ask: Ask, predicted: Predicted) -> Delta:
+        """What the decoder makes of the logits."""
+        canvas, cache, (logits, slots, known) = self.canvas, self.cache, predicted
+        if self.cfg_scale:
+            logits = guide(logits, unconditional(model, ask), self.cfg_scale)
+        fresh = cache.fresh((slots - region.shift).clamp(min=0), self.state)
+        view = canvas.view(slots, known, known if fresh is None else known & fresh, region)
+        prediction = propose(logits, view, self.sampling, to_device(region.nfe, canvas.device), canvas.mask_id)
+        cache.observe(prediction, self.state)
+        check = partial(leave_one_out, model, self, region, ask)
+        return self.decoder.step(Turn(canvas, region, prediction, self.notes, check))
+
+    def conclude(self, ask: Ask, delta: Delta, report: Tensor) -> StepEvent:
+        """Move on from the report of a pass, and let finished rows go."""
+        rows = ask.plan.computed * (2 if self.cfg_scale else 1)
+        event = self.canvas.advance(report, rows if delta.rows is None else rows + delta.rows, self.passes)
+        self.passes += 1
+        failed = [b for b, row in enumerate(event.rows) if row.failed]
+        if failed and self.store is not None:
+            self.store.clear(torch.tensor(failed, device=self.canvas.device))
+        alive = self.canvas.unfinished()
+        if len(alive) < len(self):
+            self.keep(alive)
+        return event
+
+    def memory(self) -> tuple[RowState, RowState]:
+        """What the strategies remember now, for :meth:`recall`. What they change in place is not undone by it."""
+        return RowState(self.state), RowState(self.notes)
+
+    def recall(self, memory: tuple[RowState, RowState]) -> None:
+        """Go back to what the strategies remembered before a pass that came to nothing."""
+        self.state, self.notes = memory
+
+    def keep(self, alive: Sequence[int]) -> None:
+        """Drop every batch row that is not in ``alive`` (ascending)."""
         index = torch.tensor(alive, dtype=torch.long)
         self.canvas.keep(alive)
-        for state in (self.state, notes):
+        self.sampling = self.sampling.keep(alive)
+        for state in (self.state, self.notes):
             state.keep(index)
         if self.store is not None:
             self.store.keep(alive)
+
+    def join(self, other: Run) -> bool:
+        """Take over the rows of another run with a lease of the same pool.
+
+        Returns:
+            False, and nothing has changed, where the two do not go together: other strategies or lengths, or
+            strategies that remember something of the passes of one that they do not of the other.
+        """
+        mine, others = self.store, other.store
+        if not (isinstance(mine, Lease) and isinstance(others, Lease) and mine.pool is others.pool):
+            return False
+        same = (self.cache, self.decoder, self.cfg_scale) == (other.cache, other.decoder, other.cfg_scale)
+        states = self.state.alike(other.state) and self.notes.alike(other.notes)
+        if not (same and states and self.canvas.alike(other.canvas)):
+            return False
+        self.canvas.join(other.canvas)
+        self.sampling = self.sampling.join(other.sampling)
+        self.state.join(other.state)
+        self.notes.join(other.notes)
+        mine.join(others)
+        return True
+
+    def split(self, rows: Sequence[int]) -> Run:
+        """Take the batch rows ``rows`` (ascending) out, into a run of their own. Its rows must be those of a pool."""
+        assert isinstance(self.store, Lease)
+        other = copy.copy(self)
+        other.canvas, other.store = copy.copy(self.canvas), self.store.pool.lease(self.store.rows)
+        other.recall(self.memory())
+        other.keep(rows)
+        self.keep([b for b in range(len(self)) if b not in rows])
+        return other
 
 
 def allocate(model: Transformer, canvas: Canvas) -> KVStore:
     """An empty store for every layer and slot of the canvas, in the model's dtype."""
     config, weight = model.config, model.embed.weight
     return KVStore(
-        config.num_layers, len(canvas), config.num_kv_heads, canvas.width, config.head_dim,
+        config.num_layers, len(canvas), model.kv_heads, canvas.width, config.head_dim,
         dtype=weight.dtype, device=weight.device,
     )  # fmt: skip
 
 
-def block_logits(run: Run, plan: Plan, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the ``slots`` (B, M) that one pass over the planned rows predicts.
-
-    Batch rows that compute many positions and those that compute few go through the network apart,
-    so that neither pads the other. The head sees the rows that predict a slot and no others, but for padding.
-
-    Returns:
-        Logits (B, K, V), their slots (B, K) and which of these are known (B, K); K is M, or the most rows
-        that a batch row computes where these are fewer.
-    """
-    sources = (slots - run.model.config.shift).clamp(min=0)
-    hidden, known = torch.empty(0), torch.empty(0)
-    for group in plan.groups():
-        width = int(plan.counts[group].max())
-        rows = to_device(plan.rows[to_device(group, plan.rows.device), :width], slots.device)
-        reach = int(plan.reach[group].max())
-        on_device = to_device(group, slots.device)
-        out = run_rows(run, plan, group, rows, reach)
-        wanted = sources[on_device]
-        found = torch.searchsorted(rows, wanted).clamp(max=width - 1)
-        present = (rows.gather(1, found) == wanted) & (slots[on_device] < run.canvas.width)
-        out = out.gather(1, found[..., None].expand(*found.shape, out.shape[-1]))
-        if len(group) == len(slots):
-            hidden, known = out, present
-        else:
-            if not len(hidden):
-                hidden, known = out.new_zeros(*slots.shape, out.shape[-1]), torch.zeros_like(slots, dtype=torch.bool)
-            hidden[on_device], known[on_device] = out, present
-    most = int(plan.counts.max())
-    if most < slots.shape[1]:  # more slots are wanted than rows were computed: leave out what cannot be known
-        slots, order = slots.masked_fill(~known, run.canvas.width).sort(dim=1)
-        slots, order = slots[:, :most], order[:, :most]
-        known = known.gather(1, order)
-        hidden = hidden.gather(1, order[..., None].expand(*order.shape, hidden.shape[-1]))
-    return run.model.logits(hidden), slots, known
+def fetch(reports: Sequence[Tensor]) -> list[Tensor]:
+    """Bring tensors to the host at one go: the only time in a pass that the host waits for the device."""
+    if len(reports) < 2:
+        return [report.cpu() for report in reports]
+    flat = torch.cat([report.flatten() for report in reports]).cpu().split([report.numel() for report in reports])
+    return [part.view(report.shape) for part, report in zip(flat, reports, strict=True)]
 
 
-def run_rows(run: Run, plan: Plan, group: Tensor, rows: Tensor, reach: int) -> Tensor:
-    """Hidden states (N, R, E) of the canvas rows ``rows`` (N, R) of the batch rows ``group`` (N,).
-
-    Without a store the rows are the whole of each canvas, and attend to one another.
-    """
-    limits, batch = plan.reach[group], to_device(group, rows.device)
-    visible = None
-    if bool((limits < reach).any()):
-        visible = to_device(torch.arange(reach) < limits[:, None], rows.device)
-    view = None if run.store is None else run.store.bind(batch, rows, reach)
-    layers = None if view is None else run.cache.layers(plan, group, view, run.state)
-    hidden: Tensor = run.model(run.canvas.at(batch, rows), rows, visible, view, layers)
-    return hidden
-
-
-def leave_one_out(run: Run, region: Region, plan: Plan) -> Tensor:
+def leave_one_out(model: Transformer, run: Run, region: Region, ask: Ask) -> Tensor:
     """Logits (B, W, V) of every slot of the block as if it were masked and all others stood.
 
     W mask tokens that are in no canvas look at what the last pass saw and at one another, each but at
     the slot it predicts (WINO, arXiv 2507.18578, section 3.2). Nothing sees them, and nothing of them is kept.
     """
     assert run.store is not None
-    device, width = run.canvas.device, run.canvas.block_length
+    device, width, plan = run.canvas.device, run.canvas.block_length, ask.plan
     slots = region.start[:, None] + torch.arange(width)
     reach = int(plan.reach.max())
     places = torch.arange(reach)
     canvas = (places < plan.reach[:, None, None]) & (places != slots[..., None])
     shadows = (slots < region.end[:, None])[:, None].expand(-1, width, -1)
     visible = to_device(torch.cat((canvas, shadows), dim=-1), device)
-    rows = to_device((slots - run.model.config.shift).clamp(min=0), device)
+    rows = to_device((slots - model.config.shift).clamp(min=0), device)
     batch = torch.arange(len(slots), device=device)
     masks = torch.full_like(rows, run.canvas.mask_id)
-    return run.model.logits(run.model(masks, rows, visible, ShadowStore(run.store, batch, reach)))
+    return model.logits(model(masks, rows, visible, ShadowStore(run.store, batch, reach)))
 
 
-def unconditional(run: Run, plan: Plan, slots: Tensor) -> Tensor:
+def unconditional(model: Transformer, ask: Ask) -> Tensor:
     """Logits of the same slots on the canvas without its prompts."""
-    return block_logits(Run(run.model, run.canvas.without_prompt(), run.cache, None), plan, slots)[0]
+    return predict(model, [replace(ask, canvas=ask.canvas.without_prompt(), store=None)])[0][0]
 
 
 def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:

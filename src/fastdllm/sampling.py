@@ -132,6 +132,15 @@ class Sampling:
             filtered=self.filtered,
         )
 
+    def join(self, other: Sampling) -> Sampling:
+        """The rows of both; options that are off for a row leave it as it is."""
+        rows = ("temperature", "top_p", "top_k", "seed")
+        return Sampling(
+            **{name: torch.cat((getattr(self, name), getattr(other, name))) for name in rows},
+            noisy=self.noisy or other.noisy,
+            filtered=self.filtered or other.filtered,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastdllm.canvas import to_device
@@ -36,3 +37,15 @@ class RowState(dict[str, Tensor]):
         """Drop every batch row that is not in ``batch``."""
         for name, tensor in self.items():
             self[name] = tensor[to_device(batch, tensor.device)]
+
+    def alike(self, other: RowState) -> bool:
+        """Whether both hold the same names in the same shapes, but for the batch."""
+        return self.keys() == other.keys() and all(
+            tensor.shape[1:] == other[name].shape[1:] and tensor.dtype == other[name].dtype
+            for name, tensor in self.items()
+        )
+
+    def join(self, other: RowState) -> None:
+        """Take over the rows of a state that is :meth:`alike`."""
+        for name, tensor in self.items():
+            self[name] = torch.cat((tensor, other[name]))

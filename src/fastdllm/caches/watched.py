@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdllm.caches.plan import CachePolicy, Plan
 from fastdllm.canvas import Canvas, Region
-from fastdllm.kv import BoundStore, KVStore
+from fastdllm.kv import BoundStore, Store
 from fastdllm.models.transformer import LayerHook
 from fastdllm.sampling import Prediction
 from fastdllm.state import RowState, Size
@@ -31,7 +31,7 @@ class Pass:
     region: Region
     plan: Plan
     prediction: Prediction
-    store: KVStore | None
+    store: Store | None
     """What attention read in each layer; None where no keys and values are kept."""
     computed: Tensor
     """Canvas positions (B, R) of the rows that were computed in every layer, padded with T; on the model's device."""
@@ -50,7 +50,7 @@ class Watched:
         self.policy, self.see = policy, see
         self.stores, self.looks_beyond = store or policy.stores, policy.looks_beyond
         self._now: tuple[Canvas, Region, Plan] | None = None
-        self._store: KVStore | None = None
+        self._store: Store | None = None
 
     def plan(self, canvas: Canvas, region: Region, state: RowState) -> Plan:
         plan = self.policy.plan(canvas, region, state)

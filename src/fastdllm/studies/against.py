@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdllm.caches import Pass
 from fastdllm.canvas import Region
 from fastdllm.events import RowEvent
-from fastdllm.kv import KVStore
+from fastdllm.kv import Store
 from fastdllm.models.transformer import Transformer
 from fastdllm.studies.means import Means
 
@@ -134,7 +134,7 @@ class Against:
 class Reference:
     """The store of a plain pass: gives back what it is handed, and measures what ``store`` holds against it."""
 
-    def __init__(self, store: KVStore, reach: int) -> None:
+    def __init__(self, store: Store, reach: int) -> None:
         self.store, self.reach, self.measures = store, reach, list[Tensor]()
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
