@@ -14,7 +14,6 @@ from fastdllm.cli import chat as chat_command
 from fastdllm.cli import one
 from fastdllm.cli.console import printable
 from fastdllm.config import parse_cache, parse_decoder
-from fastdllm.loop import allocate
 from fastdllm.memory import available, memory, parameters
 from fastdllm.state import RowState
 from helpers import QUICK, refused, run, write_checkpoint
@@ -87,7 +86,7 @@ def test_contradictions_are_refused(model, tmp_path):
     assert "threads=0" in refused("generate", "x", "--model", model, "--threads", "0")
     assert "is neither" in refused("generate", "x", "--model", str(tmp_path / "nowhere"))
     assert "longer than the 256 positions" in refused("generate", "x" * 300, "--model", model)
-    assert "dtype='int8'" in refused("generate", "x", "--model", model, "--dtype", "int8")
+    assert "dtype='int4'" in refused("generate", "x", "--model", model, "--dtype", "int4")
 
 
 def test_no_prompt_on_a_terminal_is_refused(monkeypatch):
@@ -158,7 +157,7 @@ def test_memory_is_what_is_allocated(tmp_path, family):
     assert need.weights == sum(p.nbytes for p in model.parameters())
     assert parameters(config) == sum(p.numel() for p in model.parameters())
     canvas = Canvas([[1] * 20] * 3, gen_length=12, block_length=5, mask_id=config.mask_id, eos_ids=config.eos_ids)
-    assert need.kv_store == allocate(model, canvas).nbytes
+    assert need.kv_store == model.allocate(len(canvas), canvas.width).nbytes
     assert need.logits == 3 * 5 * config.vocab_size * 8
     assert need.method == 0
     assert need.total == need.weights + need.kv_store + need.logits + need.activations

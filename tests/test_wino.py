@@ -9,7 +9,7 @@ import fastdllm.loop as loop
 from fastdllm.caches import NoCache
 from fastdllm.canvas import Canvas
 from fastdllm.decoders import Threshold
-from fastdllm.loop import Run, allocate, leave_one_out
+from fastdllm.loop import Run, leave_one_out
 from fastdllm.passes import predict
 from fastdllm.sampling import Sampling
 from toys import EOS, FAMILIES, MASK, prompts_of, toy_engine, toy_model
@@ -24,7 +24,7 @@ def verified(family, layers, tokens=None, block=1):
     for b, start in enumerate(PROMPTS):  # half of the answer is there
         canvas._tokens[b, start : start + GEN : 2] = torch.tensor(tokens or [3, 1, 4, 1, 5, 9])
     canvas.block += block
-    run = Run(canvas, NoCache(), Threshold(), Sampling.of(2), store=allocate(model, canvas))
+    run = Run(canvas, NoCache(), Threshold(), Sampling.of(2), store=model.allocate(2, canvas.width))
     region = canvas.region(model.config.shift)
     ask = run.ask(region)
     predict(model, [ask])

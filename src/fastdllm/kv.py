@@ -5,6 +5,7 @@ Shapes: L layers, B batch, H key/value heads, T canvas length, D head width, N b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,6 +29,19 @@ class KVStore:
         self.length = length
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
+        self._base: KVStore | None = None
+
+    @property
+    def base(self) -> KVStore:
+        """The store whose memory this one uses: itself, or what :meth:`again` was asked of."""
+        return self if self._base is None else self._base
+
+    def again(self) -> KVStore:
+        """The same memory, with all its batch rows, as another store; whatever it holds is not meant for it."""
+        other = copy.copy(self)
+        other._keys, other._values, other._base = list(self._keys), list(self._values), self.base
+        return other
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +94,12 @@ class KVStore:
 
     def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
         """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,): a view of those of a slice."""
-        return self._keys[layer][batch][:, :, :reach], self._values[layer][batch][:, :, :reach]
+        keys, values = self.of_layer(layer, batch)
+        return keys[:, :, :reach], values[:, :, :reach]
+
+    def of_layer(self, layer: int, batch: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, H, T + 1, D) of the batch rows ``batch`` (N,), the spare slot included."""
+        return self._keys[layer][batch], self._values[layer][batch]
 
     def keep(self, batch: Sequence[int]) -> None:
         """Drop every batch row that is not in ``batch`` (ascending). Rows move up in place: no second store is made."""
@@ -91,10 +110,11 @@ class KVStore:
                         tensor[to] = tensor[row]
                 held[layer] = tensor[: len(batch)]
 
-    def clear(self, batch: Tensor) -> None:
-        """Forget the batch rows ``batch`` (N,): what is not a number would spread to those who only look past it."""
+    def clear(self, batch: Sequence[int]) -> None:
+        """Forget the batch rows ``batch``: what is not a number would spread to those who only look past it."""
         for tensor in (*self._keys, *self._values):
-            tensor[batch] = 0
+            for row in batch:
+                tensor[row] = 0
 
 
 class Lease:
@@ -141,8 +161,8 @@ class Lease:
     def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
         return self.pool.read(layer, self._on_device[batch], reach)
 
-    def clear(self, batch: Tensor) -> None:
-        self.pool.clear(self._on_device[batch])
+    def clear(self, batch: Sequence[int]) -> None:
+        self.pool.clear([self.rows[row] for row in batch])
 
     def keep(self, batch: Sequence[int]) -> None:
         """Give back every batch row that is not in ``batch``."""
@@ -167,6 +187,8 @@ class BoundStore:
     reach: int
     where: Tensor | slice
     """The same batch rows, a slice where they follow one another."""
+    places: Tensor
+    """Batch rows of the pool behind them, on the host."""
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots in reach (N, H, reach, D)."""
@@ -177,7 +199,8 @@ class BoundStore:
 def bind(store: Store, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
     first, count, on_device = int(batch[0]), len(batch), to_device(batch, rows.device)
     follow = torch.equal(batch, torch.arange(first, first + count))
-    return BoundStore(store, on_device, rows, reach, slice(first, first + count) if follow else on_device)
+    where = slice(first, first + count) if follow else on_device
+    return BoundStore(store, on_device, rows, reach, where, store.places(batch))
 
 
 @dataclass(frozen=True)

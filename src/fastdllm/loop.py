@@ -34,7 +34,7 @@ def decode(
     cfg_scale: float = 0.0,
 ) -> Iterator[StepEvent]:
     """Fill ``canvas`` pass by pass; an event for each pass."""
-    store = allocate(model, canvas) if cache.stores or decoder.verifies else None
+    store = model.allocate(len(canvas), canvas.width) if cache.stores or decoder.verifies else None
     run = Run(canvas, cache, decoder, sampling, store=store, cfg_scale=cfg_scale)
     while len(run):
         event = advance(model, [run])[0]
@@ -144,7 +144,7 @@ class Run:
         self.passes += 1
         failed = [b for b, row in enumerate(event.rows) if row.failed]
         if failed and self.store is not None:
-            self.store.clear(torch.tensor(failed, device=self.canvas.device))
+            self.store.clear(failed)
         alive = self.canvas.unfinished()
         if len(alive) < len(self):
             self.keep(alive)
@@ -198,15 +198,6 @@ class Run:
         other.keep(rows)
         self.keep([b for b in range(len(self)) if b not in rows])
         return other
-
-
-def allocate(model: Transformer, canvas: Canvas) -> KVStore:
-    """An empty store for every layer and slot of the canvas, in the model's dtype."""
-    config, weight = model.config, model.embed.weight
-    return KVStore(
-        config.num_layers, len(canvas), model.kv_heads, canvas.width, config.head_dim,
-        dtype=weight.dtype, device=weight.device,
-    )  # fmt: skip
 
 
 def fetch(reports: Sequence[Tensor]) -> list[Tensor]:

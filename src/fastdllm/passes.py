@@ -120,11 +120,10 @@ def forward(model: Transformer, portions: Sequence[Portion]) -> list[Tensor]:
     reach, rows, tokens, view = int(limits.max()), first.rows, first.tokens, first.view
     if len(portions) > 1:
         assert view is not None
-        pool = view.store.pool
-        rows = torch.cat([F.pad(p.rows, (0, width - p.width), value=pool.length) for p in portions])
+        rows = torch.cat([F.pad(p.rows, (0, width - p.width), value=view.store.length) for p in portions])
         tokens = torch.cat([F.pad(p.tokens, (0, width - p.width)) for p in portions])
-        places = [p.ask.store.places(p.group) for p in portions if p.ask.store is not None]
-        view = pool.bind(torch.cat(places), rows, reach)
+    if view is not None and first.hook is None:
+        view = view.store.pool.bind(torch.cat([p.view.places for p in portions if p.view is not None]), rows, reach)
     visible = None
     if bool((limits < reach).any()):
         visible = to_device(torch.arange(reach) < limits[:, None], rows.device)
