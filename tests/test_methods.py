@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastdllm.caches import CACHES
-from fastdllm.cli.methods import REGENERATE, catalogue, first_sentence
+from fastdllm.catalogue import catalogue, first_sentence
+from fastdllm.cli.methods import REGENERATE
 from fastdllm.config import describe, parse_cache, parse_decoder
 from fastdllm.decoders import DECODERS
 from helpers import refused, run
@@ -34,7 +35,7 @@ def test_listed_defaults_are_those_of_the_objects():
     parsers = {"Caches": parse_cache, "Decoders": parse_decoder}
     for heading, entries in catalogue().items():
         for entry in entries:
-            given = ",".join(f"{name}={default}" for name, default in entry.parameters.items())
+            given = ",".join(f"{p.name}={p.spelt}" for p in entry.parameters)
             assert entry.what.endswith("."), f"{entry.name} has no sentence that says what it does"
             if not given.endswith("="):  # else a parameter that must be given
                 parse = parsers[heading]

@@ -28,6 +28,10 @@ PromptLength = Annotated[
     int | None, typer.Option(metavar="N", min=0, help=f"Of the longest, in tokens [default: {PROMPT_LENGTH} or less].")
 ]
 
+Processes = Annotated[
+    int, typer.Option("--tensor-parallel", metavar="N", min=1, help="Processes to split the model over.")
+]
+
 
 def info(
     context: typer.Context,
@@ -42,11 +46,14 @@ def info(
     decoder: opt.Decoder = opt.DECODER,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
+    tensor_parallel: Processes = 1,
 ) -> None:
     """Sizes, special ids and memory of a checkpoint; reads no weights."""
     from fastdllm.engine import choose_device, choose_dtype
     from fastdllm.memory import available, memory
     from fastdllm.models.checkpoint import read_config, resolve
+    from fastdllm.models.config import check_divides
+    from fastdllm.models.quantized import quantization
     from fastdllm.text import load_text
 
     given: GenerationOptions = {
@@ -58,6 +65,7 @@ def info(
     folder = resolve(model, revision, weights=False)
     config, text, where = read_config(folder), load_text(folder), choose_device(device)
     chosen = choose_dtype(dtype, folder, where)
+    check_divides(config, tensor_parallel)
     if prompt_length is None:
         prompt_length = max(0, min(PROMPT_LENGTH, config.max_length - gen_length))
     if prompt_length + gen_length > config.max_length:
@@ -68,15 +76,18 @@ def info(
     need = memory(
         config, lengths.policy, lengths.rule, batch_size=batch_size, prompt_length=prompt_length,
         gen_length=lengths.gen_length, block_length=lengths.block_length, itemsize=chosen.itemsize,
+        tensor_parallel=tensor_parallel, quantized=bool(quantization(dtype)),
     )  # fmt: skip
-    console, name = stdout(), str(chosen).removeprefix("torch.")
+    console, name = stdout(), quantization(dtype) or str(chosen).removeprefix("torch.")
     console.print(Line(model, style="bold"), soft_wrap=True)
     console.print(_grid(_shape(config, text, folder)))
     batch = f"{batch_size} prompt{'s' * (batch_size > 1)} of {prompt_length} tokens, gen_length {gen_length}"
-    console.print(Line(f"\nMemory for {batch}, {name} on {where}", style="bold"))
+    each = f"of each of {tensor_parallel} processes, " if tensor_parallel > 1 else ""
+    console.print(Line(f"\nMemory {each}for {batch}, {name} on {where}", style="bold"))
     console.print(Line(f"cache {options['cache']}, decoder {options['decoder']}", style="dim"))
     console.print(_grid(_needs(need)))
-    console.print(_verdict(need.total, available(str(where)), str(where)), soft_wrap=True)
+    here = need.total * (tensor_parallel if where.type == "cpu" else 1)  # on GPUs each process has its own
+    console.print(_verdict(here, available(str(where)), str(where)), soft_wrap=True)
 
 
 def _grid(rows: list[tuple[str, str]]) -> Table:
@@ -118,16 +129,16 @@ def _named(ids: list[int], text: Text | None) -> str:
 
 def _needs(need: Memory) -> list[tuple[str, str]]:
     return [
-        ("weights", _size(need.weights)),
-        ("K/V store", f"{_size(need.kv_store)}  (every layer and slot)" if need.kv_store else "none is kept"),
-        *([("method", f"{_size(need.method)}  (what cache and decoder keep beside it)")] if need.method else []),
-        ("logits", f"{_size(need.logits)}  (slots predicted in a pass, with the float32 copy)"),
-        ("activations", f"{_size(need.activations)}  (an estimate)"),
-        ("total", _size(need.total)),
+        ("weights", size(need.weights)),
+        ("K/V store", f"{size(need.kv_store)}  (every layer and slot)" if need.kv_store else "none is kept"),
+        *([("method", f"{size(need.method)}  (what cache and decoder keep beside it)")] if need.method else []),
+        ("logits", f"{size(need.logits)}  (slots predicted in a pass, with the float32 copy)"),
+        ("activations", f"{size(need.activations)}  (an estimate)"),
+        ("total", size(need.total)),
     ]
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     power = max(p for p in range(len(UNITS)) if p == 0 or count >= 1024**p)
     return f"{count / 1024**power:.{1 if power else 0}f} {UNITS[power]}"
 
@@ -137,4 +148,4 @@ def _verdict(total: int, free: int | None, where: str) -> Line:
         return Line(f"How much is free on {where} cannot be told here.", style="yellow")
     fits = total <= free
     answer = "fits" if fits else "does not fit"
-    return Line(f"It {answer} this machine: {_size(free)} are free on {where}.", style="green" if fits else "red")
+    return Line(f"It {answer} this machine: {size(free)} are free on {where}.", style="green" if fits else "red")

@@ -1,0 +1,1 @@
+"""The server: requests join and leave the batch between any two passes."""
