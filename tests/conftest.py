@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +14,7 @@ import torch
 from hypothesis import settings
 
 import fastdllm
+from browsing import chromium
 from fastdllm.engine import Engine
 from fastdllm.errors import OptionError
 from fastdllm.evals.sandbox import find_isolation
@@ -40,6 +43,13 @@ def bare(tmp_path_factory) -> str:
 def tiny() -> Engine:
     """The embedded model in float32."""
     return fastdllm.load("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser; not for the whole session, since Playwright keeps an event loop in this thread."""
+    with chromium() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,31 +10,14 @@ from typing import Any
 import pytest
 
 import fastdllm
+from browsing import CONTRASTS, PHONE, SMALL, UNNAMED, Visit
 from fastdllm.replay.page import content, page
 from fastdllm.replay.recording import Recording, record
 from helpers import write_checkpoint
 from test_replay import EVIL, evil_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUESTIONS = ["Hello", "A second, longer prompt"]
 SHAPE: dict[str, Any] = {"gen_length": 24, "block_length": 6, "cache": "dual", "decoder": "saber"}
-MISSING = "the page is tested in Chromium through Playwright, and {} is missing"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless browser. Where there is none the tests are skipped, but not where everything has to be tested."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    missing = "playwright" if sync_playwright is None else None if CHROMIUM else "chromium"
-    if missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING.format(missing))
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +26,13 @@ def recording(tmp_path_factory) -> tuple[Recording, Any]:
     return record(engine, engine.encode(QUESTIONS), SHAPE, chat=True), engine.text  # type: ignore[arg-type]
 
 
-class Opened:
-    """A page, with all that went wrong in it and all that it asked for."""
+class Opened(Visit):
+    """A replay's page."""
 
     def __init__(self, browser: Any, html: str, folder: Path, **options: Any) -> None:
         file = folder / "replay.html"
         file.write_text(html, encoding="utf-8")
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.troubles: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.troubles.append(message.text))
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        self.url = file.as_uri()
+        super().__init__(browser, file.as_uri(), **options)
 
     def pass_shown(self) -> int:
         return int(re.match(r"Pass (\d+) of", self.page.inner_text("#status")).group(1))  # type: ignore[union-attr]
@@ -169,8 +142,7 @@ def test_controls_that_the_keyboard_reaches(opened, recording):
     keys.press("Escape")
     assert not opened.page.is_visible("#tip")
     assert opened.page.locator("#answer [tabindex='0']").count() == 1
-    unnamed = "all => all.filter(x => !(x.innerText || x.ariaLabel || (x.labels && x.labels.length))).length"
-    assert opened.page.locator("button, select, input").evaluate_all(unnamed) == 0
+    assert opened.page.locator("button, select, input").evaluate_all(UNNAMED) == []
 
 
 def test_hover_tells_pass_and_confidence(opened, recording):
@@ -202,23 +174,11 @@ def test_prompts_of_a_batch_can_be_chosen(opened, recording):
 
 def test_colours_tell_passes_apart_and_can_be_read(browser, recording, tmp_path):
     """Text on every slot has a contrast of 4.5 at least (WCAG 2.2, 1.4.3), in the light and in the dark."""
-    luminance = """all => all.map(slot => {
-      const style = getComputedStyle(slot);
-      const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-      const light = colour => {
-        context.fillStyle = colour; context.fillRect(0, 0, 1, 1);
-        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map(x => x / 255)
-          .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const [low, high] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
-      return [(high + 0.05) / (low + 0.05), style.backgroundColor];
-    })"""
     backs = []
     for scheme in ("light", "dark"):
         one = Opened(browser, page(*recording), tmp_path, color_scheme=scheme)
         one.page.keyboard.press("End")
-        found = one.page.locator("#answer .slot:not(.open):not(.opened)").evaluate_all(luminance)
+        found = one.page.locator("#answer .slot:not(.open):not(.opened)").evaluate_all(CONTRASTS)
         assert min(contrast for contrast, _ in found) >= 4.5
         commits = {at: n for n, p in enumerate(recording[0].passes[0]) for at in p.event.positions}
         assert len({colour for _, colour in found}) == len(set(commits.values()))
@@ -232,15 +192,13 @@ def test_a_phone_shows_it_all(browser, recording, tmp_path):
     recorded, text = recording
     long = [[*prompt, *([text.encode("m")[0]] * 300)] for prompt in recorded.prompts]
     wide = Recording(**{**recorded.__dict__, "prompts": long})
-    phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-    one = Opened(browser, page(wide, text), tmp_path, **phone)
+    one = Opened(browser, page(wide, text), tmp_path, **PHONE)
     one.page.tap("#next")
     one.page.tap("[data-slot='0']")
     assert "Slot 1" in one.page.inner_text("#tip")
     one.page.keyboard.press("End")
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 360
-    small = "all => all.filter(x => x.offsetWidth < 24 || x.offsetHeight < 24).map(x => x.outerHTML)"
-    assert one.page.locator("button, select").evaluate_all(small) == []  # WCAG 2.2, 2.5.8
+    assert one.page.locator("button, select").evaluate_all(SMALL) == []
     one.context.close()
     assert one.troubles == []
 
