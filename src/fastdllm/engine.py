@@ -17,9 +17,14 @@ from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.events import StepEvent
 from fastdllm.loop import decode
+from fastdllm.models.attention import check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
+from fastdllm.models.compiled import Compiled
 from fastdllm.models.config import ModelConfig
+from fastdllm.models.packed import Layout, choose_packing
+from fastdllm.models.quantized import CAPABILITIES, int8_layout, quantization, torchao_layout
 from fastdllm.models.transformer import Transformer
+from fastdllm.processes import agree, own_device, split_size
 from fastdllm.sampling import Sampling
 from fastdllm.text import Text, load_text
 
@@ -48,6 +53,11 @@ class Engine:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.embed.weight.dtype
+
+    @property
+    def precision(self) -> str:
+        """Name of the dtype of the linear layers' weights: ``"int8"``, or what :attr:`dtype` is."""
+        return self.model.quantized or str(self.dtype).removeprefix("torch.")
 
     def encode(self, prompts: Prompts, *, chat: bool | None = None) -> list[list[int]]:
         """Token ids of each prompt.
@@ -174,6 +184,8 @@ class Generation:
         return [self.finished[i] for i in range(len(self.prompts))]
 
     def _run(self) -> Iterator[StepEvent]:
+        if self.engine.model.tensor_parallel > 1:  # what a cache keeps to itself (a recorder, say) may differ
+            agree((self.prompts, self.batch_size, replace(self.config, cache="none")), "prompts or options")
         for first in range(0, len(self.prompts), self.batch_size):
             batch = range(first, min(first + self.batch_size, len(self.prompts)))
             self.drafts = {i: self._draft(i) for i in batch}
@@ -184,14 +196,16 @@ class Generation:
 
     def _decode(self, batch: range) -> Iterator[StepEvent]:
         engine, config = self.engine, self.config
+        prompts = self.prompts[batch.start : batch.stop]
         canvas = Canvas(
-            self.prompts[batch.start : batch.stop],
+            prompts,
             gen_length=config.gen_length,
             block_length=config.block_length,
             mask_id=engine.config.mask_id,
             eos_ids=engine.config.eos_ids,
             stop_at_eos=config.stop_at_eos,
             index=batch,
+            width=engine.model.room(max(map(len, prompts)) + config.gen_length),
             device=engine.device,
         )
         return decode(engine.model, canvas, config.policy, config.rule, self._sampling.keep(batch), config.cfg_scale)
@@ -212,27 +226,52 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     revision: str | None = None,
+    tensor_parallel: int | str = 1,
+    compile: bool = False,
+    packed: bool | str = "auto",
+    attention: str = "auto",
 ) -> Engine:
     """Load a checkpoint.
 
     Args:
         source: ``"tiny"`` (the model that comes with this package), a folder, or a hub id.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: what the
-            checkpoint stores, or float32 on a CPU without fast bfloat16.
+            checkpoint stores, or float32 on a CPU without fast bfloat16. ``"int8"`` rounds weights and rows of the
+            linear layers to bytes, ``"float8"`` (GPUs) to 8-bit floats; all else is then in bfloat16, or in
+            float32 on a CPU without fast bfloat16.
         device: a torch device, or ``"auto"``: the GPU when there is one.
         revision: branch, tag or commit of a hub id.
+        tensor_parallel: processes that the model is split over, ``"auto"`` for all that torchrun started. Each of
+            them then calls this and :meth:`Engine.generate` with the same arguments, and gets the same answers.
+        compile: compile the layers, and on a GPU record passes over a block as CUDA graphs. The first passes of
+            each size take longer, up to a minute; what was compiled is kept for later runs.
+        packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
+            default where that was measured to pay (:func:`fastdllm.models.packed.choose_packing`).
+        attention: ``"sdpa"``, ``"matmul"``, or ``"auto"``: on CPUs, the one that is faster for the shape of a pass,
+            timed once. The two round differently; name one where every run must give the same bits.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
-        OptionError: an unknown dtype or device.
+        OptionError: an unknown dtype, device or attention, or what contradicts the device or another option.
     """
+    size = split_size(tensor_parallel)
+    if compile and size > 1:
+        raise OptionError(f"compile=True does not go with tensor_parallel={size}: leave one of them out.")
     folder = resolve(str(source), revision)
-    where = choose_device(device)
+    where = choose_device(device if size == 1 else own_device(device))
     config = read_config(folder)
     text = load_text(folder)
     config = replace(config, eos_ids=end_ids(config, text))
-    model = load_weights(folder, config, choose_dtype(dtype, folder, where), where)
-    return Engine(model, text, name=str(source))
+    chosen, split = choose_dtype(dtype, folder, where), None
+    if size > 1:
+        from fastdllm.models.tensor_parallel import TensorParallel  # DTensor takes seconds to import
+
+        split = TensorParallel(config, where, size)
+        agree((config, chosen), "models or dtypes")
+    layout = choose_layout(dtype, packed, chosen, where, compile=compile, tensor_parallel=size)
+    model = load_weights(folder, config, chosen, where, split, layout)
+    model.mixing, model.quantized = check_mixing(attention), quantization(dtype)
+    return Engine(Compiled(model) if compile else model, text, name=str(source))
 
 
 def end_ids(config: ModelConfig, text: Text | None) -> tuple[int, ...]:
@@ -259,11 +298,38 @@ def fast_at(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def choose_dtype(dtype: str | torch.dtype, folder: Path, device: torch.device) -> torch.dtype:
-    """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it."""
+    """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it.
+
+    Where weights are to be rounded to 8 bits, it is that of all else.
+    """
+    if quantization(dtype):
+        return torch.bfloat16 if fast_at(torch.bfloat16, device) else torch.float32
     if dtype == "auto":
         stored = stored_dtype(folder)
         return stored if stored in HALVES and fast_at(stored, device) else torch.float32
     for name, value in DTYPES.items():
         if dtype in (name, value):
             return value
-    raise OptionError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}.")
+    raise OptionError(f"dtype={dtype!r} is not one of auto, {', '.join((*DTYPES, *CAPABILITIES))}.")
+
+
+def choose_layout(
+    asked: str | torch.dtype, packed: bool | str, dtype: torch.dtype, device: torch.device, *,
+    compile: bool, tensor_parallel: int,
+) -> Layout | None:  # fmt: skip
+    """How linear layers hold their weights, for :func:`load` with these options; None for plain ones.
+
+    Raises:
+        OptionError: they contradict one another, or the device.
+    """
+    kind = quantization(asked)
+    other = "compile=True" if compile else f"tensor_parallel={tensor_parallel}" if tensor_parallel > 1 else ""
+    if kind and packed != "auto":
+        raise OptionError(f"packed={packed} is about float weights: leave it out with dtype={kind!r}.")
+    if kind and (tensor_parallel > 1 or (other and device.type == "cpu")):
+        raise OptionError(f"dtype={kind!r} does not go with {other} on {device.type}: leave one of them out.")
+    if kind:
+        return int8_layout() if kind == "int8" and device.type == "cpu" else torchao_layout(kind, device)
+    if other and packed is True:
+        raise OptionError(f"packed=True does not go with {other}: leave one of them out.")
+    return None if other else choose_packing(packed, dtype, device)

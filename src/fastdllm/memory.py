@@ -33,18 +33,39 @@ class Memory:
         return self.weights + self.kv_store + self.method + self.logits + self.activations
 
 
-def parameters(config: ModelConfig) -> int:
-    """Parameters of the network; tied embeddings count once."""
+def parameters(config: ModelConfig, tensor_parallel: int = 1) -> int:
+    """Parameters of the network, or those of one of the processes it is split over; tied embeddings count once."""
     width, kv_width, inner = config.hidden_size, config.num_kv_heads * config.head_dim, config.intermediate_size
     biases = width + 2 * kv_width if config.qkv_bias else 0
-    layer = 2 * width * width + 2 * width * kv_width + biases + 3 * width * inner + 2 * width
+    layer = 2 * width * width + 2 * width * kv_width + biases + 3 * width * inner
     tables = config.vocab_size * width * (1 if config.tie_embeddings else 2)
-    return tables + config.num_layers * layer + width
+    norms = (2 * config.num_layers + 1) * width  # every process has them
+    return (tables + config.num_layers * layer) // tensor_parallel + norms
+
+
+def weight_bytes(config: ModelConfig, itemsize: int, *, quantized: bool = False, tensor_parallel: int = 1) -> int:
+    """Bytes of all weights, or of those of one of the processes that the model is split over.
+
+    Args:
+        itemsize: bytes of a number in the model's dtype.
+        quantized: the weights of linear layers are bytes, with a float32 scale for each output. A head that is
+            tied to the embedding stays as that is.
+    """
+    every = parameters(config, tensor_parallel) * itemsize
+    if not quantized:
+        return every
+    width, kv_width, inner = config.hidden_size, config.num_kv_heads * config.head_dim, config.intermediate_size
+    outputs = config.num_layers * (3 * width + 2 * kv_width + 2 * inner)
+    numbers = config.num_layers * (2 * width * width + 2 * width * kv_width + 3 * width * inner)
+    if not config.tie_embeddings:
+        outputs, numbers = outputs + config.vocab_size, numbers + config.vocab_size * width
+    return every - numbers * (itemsize - 1) + outputs * FLOAT32
 
 
 def memory(
     config: ModelConfig, cache: CachePolicy, decoder: Decoder, *,
-    batch_size: int, prompt_length: int, gen_length: int, block_length: int, itemsize: int,
+    batch_size: int, prompt_length: int, gen_length: int, block_length: int, itemsize: int, tensor_parallel: int = 1,
+    quantized: bool = False,
 ) -> Memory:  # fmt: skip
     """Bytes for a batch of canvases of ``prompt_length + gen_length`` slots.
 
@@ -56,11 +77,17 @@ def memory(
 
     Args:
         itemsize: bytes of a number in the model's dtype.
+        tensor_parallel: processes that the model is split over; the bytes are those of one. It gathers the logits,
+            and so has them twice.
+        quantized: the weights of linear layers are bytes.
     """
     length = prompt_length + gen_length
     width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
-    attention = (3 * width + 2 * kv_width) * itemsize + 4 * width * FLOAT32
-    feed_forward = (2 * width + 3 * config.intermediate_size) * itemsize
+    heads, inner = width // tensor_parallel, config.intermediate_size // tensor_parallel
+    kv_width //= tensor_parallel
+    attention = (width + 2 * heads + 2 * kv_width) * itemsize + 4 * heads * FLOAT32
+    feed_forward = (2 * width + 3 * inner) * itemsize
+    scores = itemsize * (1 + (tensor_parallel > 1)) + FLOAT32 * (1 + (itemsize != FLOAT32))
     block = min(block_length, gen_length)
     slots = gen_length if cache.looks_beyond or decoder.looks_beyond else block
     size = Size(
@@ -69,10 +96,10 @@ def memory(
     )  # fmt: skip
     store = 2 * config.num_layers * batch_size * kv_width * (length + 1) * itemsize
     return Memory(
-        weights=parameters(config) * itemsize,
+        weights=weight_bytes(config, itemsize, quantized=quantized, tensor_parallel=tensor_parallel),
         kv_store=store if cache.stores or decoder.verifies else 0,
         method=cache.extra_bytes(size) + decoder.extra_bytes(size),
-        logits=batch_size * slots * config.vocab_size * (itemsize + FLOAT32 * (1 + (itemsize != FLOAT32))),
+        logits=batch_size * slots * config.vocab_size * scores,
         activations=batch_size * length * max(attention, feed_forward),
     )
 

@@ -18,6 +18,7 @@ import torch
 
 from fastdllm.config import GenerationConfig, describe
 from fastdllm.engine import Engine
+from fastdllm.models.packed import is_packed
 
 PACKAGE = Path(__file__).parent
 EDGE = 65536
@@ -27,7 +28,7 @@ def settings(engine: Engine, config: GenerationConfig, *, chat: bool) -> dict[st
     """Model, dtype, device kind and every option of a generation, JSON-ready."""
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options |= {"cache": describe(config.policy), "decoder": describe(config.rule)}
-    where = {"dtype": str(engine.dtype).removeprefix("torch."), "device": engine.device.type}
+    where = {"dtype": engine.precision, "device": engine.device.type}
     return {"model": engine.name, **where, "chat": chat, **options}
 
 
@@ -43,6 +44,9 @@ def environment(engine: Engine) -> dict[str, object]:
         "python": platform.python_version(),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
+        "tensor_parallel": engine.model.tensor_parallel,
+        "packed": is_packed(engine.model),
+        "attention": engine.model.mixing,
         "commit": source_commit(),
     }
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdllm.canvas import Slots
+from fastdllm.canvas import Slots, to_device
 from fastdllm.errors import OptionError
 
 _MASK32 = 0xFFFFFFFF
@@ -115,14 +115,14 @@ class Sampling:
             temperature=torch.full((batch,), float(temperature), device=device),
             top_p=torch.full((batch,), 1.0 if top_p is None else float(top_p), device=device),
             top_k=torch.full((batch,), 0 if top_k is None else top_k, device=device),
-            seed=torch.tensor(seeds, dtype=torch.long, device=device),
+            seed=to_device(torch.tensor(seeds, dtype=torch.long), torch.device(device)),
             noisy=temperature > 0,
             filtered=top_k is not None or (top_p is not None and top_p < 1),
         )
 
     def keep(self, batch: Sequence[int]) -> Sampling:
         """The rows in ``batch`` alone."""
-        kept = torch.tensor(batch, dtype=torch.long, device=self.seed.device)
+        kept = to_device(torch.tensor(batch, dtype=torch.long), self.seed.device)
         return Sampling(
             temperature=self.temperature[kept],
             top_p=self.top_p[kept],

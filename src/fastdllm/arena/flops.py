@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -27,6 +27,8 @@ KERNELS = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
+# Nor for oneDNN's products with packed weights.
+PRODUCTS = (("mkldnn", "_linear_pointwise"), ("onednn", "qlinear_pointwise"))
 
 
 def attention_flops(
@@ -35,6 +37,23 @@ def attention_flops(
     """Of scores and mixture, for queries (B, H, R, D) and keys and values (B, K, T, D) in groups or not."""
     *heads, rows, width = query
     return 2 * math.prod(heads) * rows * key[-2] * (width + value[-1])
+
+
+def product_flops(rows: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+    """Of rows (..., K) times a weight of any layout, which gives ``out_shape`` (..., N)."""
+    return 2 * math.prod(rows) * out_shape[-1]
+
+
+def formulas() -> dict[object, Callable[..., int]]:
+    """What an operation costs of which torch does not know it, for the operations that this torch has."""
+    known: dict[object, Callable[..., int]] = {
+        getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)
+    }
+    for library, name in PRODUCTS:
+        operations = getattr(torch.ops, library)
+        if hasattr(operations, name):
+            known[getattr(operations, name)] = product_flops
+    return known
 
 
 class Counter:
@@ -46,8 +65,7 @@ class Counter:
 
     def __init__(self, model: Transformer) -> None:
         self.model, self.total = model, 0
-        known = {getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)}
-        self._mode = FlopCounterMode(display=False, custom_mapping=known)
+        self._mode = FlopCounterMode(display=False, custom_mapping=formulas())
 
     def __enter__(self) -> Counter:
         self._hooks = [

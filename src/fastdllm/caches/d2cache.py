@@ -107,7 +107,7 @@ class Rollout:
         q, k, v = attention.queries(y, angles), attention.keys(y, angles), attention.values(y)
         k, v = self.view.exchange(layer, k, v)
         weights = attention.weights(q, k, visible)
-        self.means.append(weights.mean(1).float())
+        self.means.append(attention.mean_over_heads(weights))
         x = x + attention.merge(weights @ attention.repeated(v))
         if layer + 1 == self.view.store.layers:
             self._note()

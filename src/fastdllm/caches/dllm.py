@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdllm.caches.plan import Plan, Policy
@@ -152,7 +151,7 @@ class ReusedLayers:
         store, batch, rows = self.view.store, self.view.batch, self.answers
         values = attention.values(_take(normed, rows))
         held = store.read(layer, batch, self.view.reach)[1].transpose(1, 2).flatten(2)
-        alike = F.cosine_similarity(values.transpose(1, 2).flatten(2), _take(held, rows), dim=-1)
+        alike = cosine(attention, values.transpose(1, 2).flatten(2), _take(held, rows))
         alike = alike.masked_fill(alike > 1 - UNTURNED, 1.0)
         store.write_values(layer, batch, rows, values)
         return rows.gather(1, alike.argsort(dim=1, stable=True)[:, : self.few])
@@ -162,6 +161,16 @@ class ReusedLayers:
         self.view.store.write_keys(layer, self.view.batch, rows, keys)
 
 
+def cosine(attention: Attention, values: Tensor, others: Tensor) -> Tensor:
+    """Cosine (N, S) between two states of the values (N, S, K * D) of each row, over all heads."""
+    kind = torch.promote_types(values.dtype, torch.float32)
+    values, others = values.to(kind), others.to(kind)
+    products = torch.stack([(a * b).sum(-1) for a, b in ((values, others), (values, values), (others, others))])
+    dot, one, other = attention.over_heads(products)
+    alike: Tensor = dot / (one * other).sqrt().clamp(min=torch.finfo(kind).tiny)
+    return alike
+
+
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """Rows (N, S, E) of ``x`` (N, R, E); padding takes the last."""
     index = rows.clamp(max=x.shape[1] - 1)[..., None]
@@ -169,6 +178,6 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _turn(angles: Angles, rows: Tensor) -> Angles:
-    """The angles (N, 1, S, D) of those rows."""
-    cos, sin = (_take(angle[:, 0], rows)[:, None] for angle in angles)
+    """The angles (N, S, 1, D) of those rows."""
+    cos, sin = (_take(angle[:, :, 0], rows)[:, :, None] for angle in angles)
     return cos, sin

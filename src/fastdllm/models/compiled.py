@@ -1,8 +1,8 @@
 """A network whose layers are compiled, and whose small passes are replayed as CUDA graphs.
 
-A pass over one block of a canvas is some hundred kernels of a few microseconds each: on a GPU the host takes longer to
-launch them than they take to run. So layers are compiled (one compilation serves all of them), and a pass over few
-rows is recorded once for each shape and replayed. Shapes are few: canvases are rounded up to :data:`LENGTH` slots,
+A pass over one block of a canvas is a thousand kernels of a few microseconds each: on a GPU the host takes longer to
+launch them than they take to run. So for such passes layers are compiled (one compilation serves all of them), and
+each is recorded once for its shape and replayed. Shapes are few: canvases are rounded up to :data:`LENGTH` slots,
 rows to :data:`ROWS`, batches to powers of two, and a store is used again by the next generation of its size, whose
 addresses the recordings know. What is added by rounding is masked, or written where nothing reads it.
 
@@ -24,41 +24,36 @@ from fastdllm.models.transformer import Block, KeyValues, LayerHook, Transformer
 
 LENGTH, ROWS = 128, 8
 FEW = 256
-"""Passes of more rows than this are not recorded: launching them costs little beside running them."""
-Layer = Callable[..., Tensor]
+"""Passes of more rows than this are left as they are: launching them costs no more than running them."""
 Held = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class LayerStore:
-    """Keys and values (N, H, T + 1, D) of one layer, or of a whole pool where the pass's batch rows lie apart."""
+    """Keys and values (N, H, T + 1, D) of one layer."""
 
     keys: Tensor
     values: Tensor
-    batch: Tensor
     rows: Tensor
-    reach: int
-    apart: bool
 
-    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`fastdllm.kv.BoundStore.exchange`."""
-        self.keys[self.batch[:, None], :, self.rows] = keys.transpose(1, 2)
-        self.values[self.batch[:, None], :, self.rows] = values.transpose(1, 2)
-        held = (self.keys[self.batch], self.values[self.batch]) if self.apart else (self.keys, self.values)
-        return held[0][:, :, : self.reach], held[1][:, :, : self.reach]
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> Held:
+        """As :meth:`fastdllm.kv.BoundStore.exchange`; every slot is in reach."""
+        batch = torch.arange(len(self.rows), device=self.rows.device)[:, None]
+        self.keys[batch, :, self.rows] = keys.transpose(1, 2)
+        self.values[batch, :, self.rows] = values.transpose(1, 2)
+        return self.keys[:, :, :-1], self.values[:, :, :-1]
 
 
 def run_layer(
-    block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, keys: Tensor, values: Tensor,
-    batch: Tensor, rows: Tensor, reach: int, apart: bool,
-) -> Tensor:  # fmt: skip
+    block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, keys: Tensor, values: Tensor, rows: Tensor
+) -> Tensor:
     """One layer of a pass as a function of tensors alone, which is what compiles."""
-    out: Tensor = block(x, (cos, sin), visible, 0, LayerStore(keys, values, batch, rows, reach, apart))
+    out: Tensor = block(x, (cos, sin), visible, 0, LayerStore(keys, values, rows))
     return out
 
 
 class Compiled(Transformer):
-    """A network over the modules of another; passes through hooks, or without a store, run as they always do.
+    """A network over the modules of another, for passes over few rows of a store; all others run as they always do.
 
     Args:
         model: the network, on its device.
@@ -72,8 +67,7 @@ class Compiled(Transformer):
         nn.Module.__init__(self)
         self.__dict__.update(model.__dict__)
         self.graphs = model.embed.weight.is_cuda if graphs is None else graphs
-        self._few: Layer = torch.compile(run_layer, backend=backend)
-        self._many: Layer = torch.compile(run_layer, backend=backend, dynamic=True)
+        self._layer: Callable[..., Tensor] = torch.compile(run_layer, backend=backend)
         self._idle: KVStore | None = None
         self._given: weakref.ref[KVStore] | None = None
         self._passes: weakref.WeakKeyDictionary[KVStore, dict[tuple[int, int], StaticPass]]
@@ -103,36 +97,21 @@ class Compiled(Transformer):
         layers: LayerHook | None = None,
     ) -> Tensor:
         """As :meth:`Transformer.forward`."""
-        if layers is not None or not isinstance(store, BoundStore):
+        if layers is not None or not isinstance(store, BoundStore) or tokens_BR.shape[1] > FEW:
             return super().forward(tokens_BR, positions_BR, visible, store, layers)
-        pool, rows = store.store.pool, tokens_BR.shape[1]
-        if rows > FEW:
-            apart = not isinstance(store.where, slice)
-            held = [pool.of_layer(i, slice(None) if apart else store.where) for i in range(pool.layers)]
-            batch = store.batch if apart else torch.arange(len(tokens_BR), device=tokens_BR.device)
-            return self.run(self._many, tokens_BR, positions_BR, visible, held, batch, store.reach, apart=apart)
+        pool = store.store.pool
         passes = self._passes.setdefault(pool.base, {})
-        shape = _bucket(int(store.places.max()) + 1, pool.batch), _up(rows, ROWS)
+        shape = _bucket(int(store.places.max()) + 1, pool.batch), _up(tokens_BR.shape[1], ROWS)
         if shape not in passes:
             passes[shape] = StaticPass(self, pool, *shape)
         return passes[shape](tokens_BR, positions_BR, visible, store)
 
     def few(self, tokens: Tensor, rows: Tensor, visible: Tensor, held: list[Held]) -> Tensor:
-        """A pass over the first batch rows of a store, in shapes that come again."""
-        batch = torch.arange(len(tokens), device=tokens.device)
-        return self.run(self._few, tokens, rows, visible, held, batch, visible.shape[-1], apart=False)
-
-    def run(
-        self, layer: Layer, tokens: Tensor, rows: Tensor, visible: Tensor | None, held: list[Held], batch: Tensor,
-        reach: int, *, apart: bool,
-    ) -> Tensor:  # fmt: skip
-        """Hidden states (N, R, E) of a pass, layer by layer over what is ``held`` of each."""
+        """Hidden states (N, R, E) of a pass over the first batch rows of a store, layer by layer over what is held."""
         cos, sin = rotary_angles(rows, self.config.head_dim, self.config.rope_theta)
         x: Tensor = self.embed(tokens)
-        if visible is not None:
-            visible = visible[:, None, None] if visible.ndim == 2 else visible[:, None]
         for block, (keys, values) in zip(self.blocks, held, strict=True):
-            x = layer(block, x, cos, sin, visible, keys, values, batch, rows, reach, apart)
+            x = self._layer(block, x, cos, sin, visible[:, None, None], keys, values, rows)
         return cast(Tensor, self.norm(x))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
+
+from fastdllm.errors import OptionError
 
 Family = Literal["llada", "dream"]
 
@@ -39,3 +42,20 @@ class ModelConfig:
     @property
     def shift(self) -> int:
         return 1 if self.family == "dream" else 0
+
+
+def check_divides(config: ModelConfig, size: int) -> None:
+    """Refuse to split a model over ``size`` processes where its parts do not come out even.
+
+    Raises:
+        OptionError: names the numbers of processes that do.
+    """
+    heads, inner, tokens = config.num_kv_heads, config.intermediate_size, config.vocab_size
+    most = gcd(heads, inner, tokens)
+    if most % size:
+        *few, last = (str(n) for n in range(1, most + 1) if most % n == 0)
+        allowed = f"{', '.join(few)} or {last}" if few else last
+        raise OptionError(
+            f"tensor_parallel={size} does not divide a model with {heads} key/value heads, a feed-forward width of "
+            f"{inner} and a vocabulary of {tokens}; it can be {allowed}."
+        )

@@ -10,12 +10,15 @@ K key/value heads, D head width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdllm.kv import KVStore
+from fastdllm.models.attention import Mixing, attend, weights
 from fastdllm.models.config import ModelConfig
 
 Angles: TypeAlias = tuple[Tensor, Tensor]
@@ -43,18 +46,21 @@ class LayerHook(Protocol):
 
 
 def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> Angles:
-    """Cosine and sine (B, 1, R, D), float32 whatever the model's dtype (LLaDA's ``rope_full_precision``)."""
+    """Cosine and sine (B, R, 1, D), float32 whatever the model's dtype (LLaDA's ``rope_full_precision``).
+
+    The first half of the sines is negative, as :func:`rotate` wants them.
+    """
     exponent = torch.arange(0, head_dim, 2, device=positions_BR.device, dtype=torch.float32) / head_dim
-    angles = positions_BR[:, None, :, None].float() * (1.0 / theta**exponent)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    angles = positions_BR[:, :, None, None].float() * (1.0 / theta**exponent)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(x_BHRD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BRHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions by halves: element i turns with element i + D/2."""
-    x = x_BHRD.float()
+    x = x_BRHD.float()
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHRD.dtype)
+    return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin).to(x_BRHD.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -64,51 +70,69 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Torch has no kernel for it on CPUs and takes twice the time with plain operations.
+        full = x.float()
+        power: Tensor = torch.linalg.vector_norm(full, dim=-1, keepdim=True).square() / x.shape[-1]
+        return (full * (power + self.eps).rsqrt()).mul_(self.weight.float()).to(x.dtype)
+
+
+def _all_here(of_own_heads: Tensor) -> Tensor:
+    return of_own_heads
 
 
 class Attention(nn.Module):
+    """Attention over all heads, or in tensor parallelism over those of this process.
+
+    ``over_heads`` makes a sum over the heads at hand one over all heads; a policy that looks into a layer asks it.
+    """
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
         self.head_dim = config.head_dim
         self.group_size = config.num_heads // config.num_kv_heads
         self.grouped = self.group_size > 1
+        self.num_heads = config.num_heads
+        self.over_heads: Callable[[Tensor], Tensor] = _all_here
+        self.mixing: Mixing = "auto"
         self.q = nn.Linear(width, width, bias=config.qkv_bias)
         self.k = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.out = nn.Linear(width, width, bias=False)
 
     def heads(self, projected: Tensor) -> Tensor:
-        """Split (B, R, heads * D) into (B, heads, R, D)."""
-        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        """Split (B, R, heads * D) into (B, R, heads, D)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim)
 
     def queries(self, x: Tensor, angles: Angles) -> Tensor:
         """Queries (B, H, R, D) of the rows ``x`` (B, R, E)."""
-        return rotate(self.heads(self.q(x)), *angles)
+        return rotate(self.heads(self.q(x)), *angles).transpose(1, 2)
 
     def keys(self, x: Tensor, angles: Angles) -> Tensor:
         """Keys (B, K, R, D), rotated."""
-        return rotate(self.heads(self.k(x)), *angles)
+        return rotate(self.heads(self.k(x)), *angles).transpose(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
         """Values (B, K, R, D)."""
-        return self.heads(self.v(x))
+        return self.heads(self.v(x)).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D), projected out: (B, R, E)."""
-        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped))
+        return self.merge(attend(q, k, v, visible, self.mixing))
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """How much each row of ``q`` takes from each key, (B, H, R, T), for those who must see it."""
-        scores: Tensor = q @ self.repeated(k).transpose(-1, -2) * self.head_dim**-0.5
-        if visible is not None:
-            scores = scores.masked_fill(~visible, float("-inf"))
-        return scores.softmax(-1)
+        return weights(q, k, visible).flatten(1, 2)
 
     def repeated(self, x: Tensor) -> Tensor:
         """Keys or values (B, K, T, D) once for each query head (B, H, T, D)."""
         return x.repeat_interleave(self.group_size, dim=1) if self.grouped else x
+
+    def mean_over_heads(self, x: Tensor) -> Tensor:
+        """The mean (B, R, T), float32, of what each head has (B, H, R, T)."""
+        return self.over_heads(x.sum(1, dtype=torch.float32)) / self.num_heads
 
     def merge(self, mixed: Tensor) -> Tensor:
         """Project the heads' results (B, H, R, D) out: (B, R, E)."""
@@ -130,7 +154,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(F.silu(self.gate(x)).mul_(self.up(x)))
         return out
 
 
@@ -154,12 +178,42 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.tensor_parallel = 1
+        """Processes that hold a part of this network each."""
+        self.quantized: str | None = None
+        """What the linear layers' weights are rounded to, where they are."""
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
+
+    @property
+    def mixing(self) -> Mixing:
+        """How attention is computed, one of :data:`fastdllm.models.attention.Mixing`."""
+        return cast(Block, self.blocks[0]).attention.mixing
+
+    @mixing.setter
+    def mixing(self, mixing: Mixing) -> None:
+        for block in self.blocks:
+            cast(Block, block).attention.mixing = mixing
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads of this process."""
+        return self.config.num_kv_heads // self.tensor_parallel
+
+    def room(self, length: int) -> int:
+        """Slots of the canvas that holds ``length`` tokens: as many."""
+        return length
+
+    def allocate(self, batch: int, length: int) -> KVStore:
+        """An empty store for every layer and slot of ``batch`` canvases of ``length`` slots, in the model's dtype."""
+        config, weight = self.config, self.embed.weight
+        return KVStore(
+            config.num_layers, batch, self.kv_heads, length, config.head_dim, dtype=weight.dtype, device=weight.device
+        )
 
     def forward(
         self,

@@ -8,12 +8,12 @@ So memory holds the weights in the wanted dtype plus one piece, whatever the dty
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,11 +23,16 @@ from fastdllm.errors import CheckpointError
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.config_file import Fields
 from fastdllm.models.families import FORMATS, HEAD
+from fastdllm.models.packed import Layout, replace_layer
 from fastdllm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from fastdllm.models.tensor_parallel import TensorParallel
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE = 32 * 2**20
+Window = tuple[slice, ...]  # part of a tensor: a range of each dimension
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -40,11 +45,19 @@ class StoredTensor:
     dtype: str
 
 
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device,
+    split: TensorParallel | None = None, layout: Layout | None = None,
+) -> Transformer:  # fmt: skip
     """Build the network of ``config`` and fill it from the safetensors files of ``folder``.
 
     Every tensor must be there once, in its shape, and no other; a tied checkpoint may carry the head,
     which is then ignored, as the families' own classes do.
+
+    Args:
+        split: divides the network among processes; this one then reads and holds its part alone.
+        layout: what becomes of linear layers; each is made as its weight is read, so that no two forms of all
+            weights are held at a time. None leaves them as they are.
 
     Returns:
         The network in ``dtype`` on ``device``, in eval mode, without gradients.
@@ -56,14 +69,26 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
     names = FORMATS[config.family].tensor_names(config)
     with torch.device("meta"):
         model = Transformer(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if split is not None:
+        split.apply(model)
+    blank = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in blank.items()}
     if config.tie_embeddings:
         stored.pop(FORMATS[config.family].head_name, None)
     _check_tensors(folder, stored, {theirs: shapes[ours] for theirs, ours in names.items()})
-    filled = {ours: nn.Parameter(_read(stored[theirs], theirs, dtype, device)) for theirs, ours in names.items()}
+    filled: dict[str, nn.Parameter] = {}
+    for theirs, ours in names.items():
+        window = whole(stored[theirs].shape) if split is None else split.window(blank[ours])
+        tensor = _read(stored[theirs], theirs, window, dtype, device)
+        layer, _, leaf = ours.rpartition(".")
+        owner = model.get_submodule(layer)
+        if layout is not None and leaf == "weight" and isinstance(owner, nn.Linear):
+            replace_layer(model, layer, layout(owner, tensor))
+        else:
+            filled[ours] = nn.Parameter(tensor if split is None else split.place(tensor, blank[ours]))
     if config.tie_embeddings:
         filled[HEAD] = filled["embed.weight"]
-    model.load_state_dict(filled, assign=True)
+    model.load_state_dict(filled, assign=True, strict=False)  # what is missing stands in its layer already
     return model.eval().requires_grad_(False)
 
 
@@ -176,12 +201,19 @@ def _some(names: list[str], shown: int = 3) -> str:
     return f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names[:shown])}{more})"
 
 
-def _read(stored: StoredTensor, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One tensor in ``dtype`` on ``device``, copied piece by piece along its first dimension."""
-    filled = torch.empty(stored.shape, dtype=dtype, device=device)
-    row_bytes = prod(stored.shape[1:]) * DTYPES[stored.dtype].itemsize
+def whole(shape: Sequence[int]) -> Window:
+    """All of a tensor."""
+    return tuple(slice(0, length) for length in shape)
+
+
+def _read(stored: StoredTensor, name: str, window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A part of a tensor in ``dtype`` on ``device``, copied piece by piece along its first dimension."""
+    rows, *others = window
+    filled = torch.empty([part.stop - part.start for part in window], dtype=dtype, device=device)
+    row_bytes = prod(stored.shape[1:]) * DTYPES[stored.dtype].itemsize  # parts of a row lie on the pages of all of it
     step = max(1, PIECE // row_bytes)
-    for start in range(0, stored.shape[0], step):
+    for done in range(0, len(filled), step):
+        piece = slice(rows.start + done, min(rows.start + done + step, rows.stop))
         with _opened(stored.file) as tensors:
-            filled[start : start + step].copy_(tensors.get_slice(name)[start : start + step])
+            filled[done : done + step].copy_(tensors.get_slice(name)[(piece, *others)])
     return filled

@@ -1,0 +1,115 @@
+"""What rows take from keys and values: two implementations, and which of them is faster on this machine.
+
+With few rows over a long canvas neither wins everywhere: torch's fused kernel on CPUs with matrix instructions, two
+plain products with a softmax between them on others. So the first pass of a shape times both, and the process
+remembers. The two agree within rounding.
+
+Shapes: B batch, H query heads, K key/value heads, G = H / K queries to a group, R rows of this pass, T canvas
+length, D head width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from fastdllm.errors import OptionError
+
+Mixing = Literal["auto", "sdpa", "matmul"]
+Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+MOST_ROWS = 128
+"""With more rows than this, scores of every row and key take more memory than they are worth."""
+LEAST_WORK = 2**24
+"""Multiplications and additions below which a pass takes less than telling the two apart."""
+ROUNDS = 3
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Torch's fused attention of ``q`` (B, H, R, D) over ``k`` and ``v`` (B, K, T, D): (B, H, R, D)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def matmul(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """The same as two products; the queries of a group are rows of one, so that no key or value is repeated."""
+    mixed: Tensor = weights(q, k, visible).flatten(2, 3) @ v
+    return mixed.view(q.shape)
+
+
+def weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+    """How much each row of ``q`` (B, H, R, D) takes from each key of ``k`` (B, K, T, D): (B, K, G, R, T).
+
+    The softmax is computed in float32 and rounded to the dtype of ``q``.
+    """
+    batch, heads, count, width = q.shape
+    groups = k.shape[1]
+    rows = (q * width**-0.5).reshape(batch, groups, -1, width)
+    scores: Tensor = (rows @ k.transpose(-1, -2)).view(batch, groups, heads // groups, count, -1)
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, :, None], float("-inf"))
+    return scores.softmax(-1)  # of half types too torch computes it in float32
+
+
+MIXES: dict[str, Mix] = {"sdpa": sdpa, "matmul": matmul}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixing: Mixing = "auto") -> Tensor:
+    """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D): (B, H, R, D).
+
+    Args:
+        visible: what each row may attend to, (B, 1, 1 or R, T); None when it may to all.
+        mixing: a name of :data:`MIXES`, or ``"auto"``: the faster one, measured where that is worth it.
+    """
+    mix = _faster(q, k, v, visible) if mixing == "auto" else MIXES[mixing]
+    return mix(q, k, v, visible)
+
+
+def check_mixing(mixing: str) -> Mixing:
+    """Raises OptionError when no attention is called so."""
+    for known in get_args(Mixing):
+        if mixing == known:
+            return known  # type: ignore[no-any-return]
+    raise OptionError(f"attention={mixing!r} is not one of {', '.join(get_args(Mixing))}.")
+
+
+_measured: dict[tuple[object, ...], Mix] = {}
+
+
+def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
+    """The faster implementation for the shape; on accelerators, for compilers and training always the fused one."""
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or torch.is_grad_enabled():
+        return sdpa
+    batch, heads, rows, width = q.shape
+    _, groups, length, _ = k.shape
+    if rows > MOST_ROWS or 4 * batch * heads * rows * width * length < LEAST_WORK:
+        return sdpa
+    sizes = tuple(_bucket(size) for size in (batch, rows, length))
+    shape = (q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
+    if shape not in _measured:
+        if is_in_torch_dispatch_mode():  # someone counts operations: what is timed is not theirs, and slowed down
+            return sdpa
+        _measured[shape] = _race(q, k, v, visible)
+    return _measured[shape]
+
+
+def _bucket(size: int) -> int:
+    """The power of two from ``size`` upwards: what is that much alike is measured once."""
+    return 1 << (size - 1).bit_length()
+
+
+def _race(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
+    """The implementation whose best of :data:`ROUNDS` runs, taken in turns after one to warm up, is the shortest."""
+    best = dict.fromkeys(MIXES.values(), float("inf"))
+    for turn in range(ROUNDS + 1):
+        for mix in best:
+            began = time.perf_counter()
+            mix(q, k, v, visible)
+            if turn:
+                best[mix] = min(best[mix], time.perf_counter() - began)
+    return min(best, key=best.__getitem__)

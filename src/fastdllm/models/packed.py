@@ -1,0 +1,150 @@
+"""Linear layers whose weights lie in oneDNN's blocked layout, laid out once.
+
+``nn.Linear`` on a CPU hands the weight to the library as it is, and the library lays it out again at every call, or
+multiplies more slowly: with a block of rows that costs as much as the product. The layout is that of the weight alone
+(one that suits few rows serves many), so no other copy is kept, and the dense weight can be had back bit by bit.
+
+Shapes: N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastdllm.errors import OptionError
+from fastdllm.models.transformer import Transformer
+
+Layout: TypeAlias = Callable[[nn.Linear, Tensor], nn.Module]
+"""What becomes of a linear layer with this weight (N, K): the same one, filled, or one that holds it differently."""
+
+ROWS = 32
+"""Rows of a pass that the layout is chosen for: a block's, as most passes have."""
+PAYS = {torch.bfloat16: 0, torch.float32: 2**19}
+"""Numbers in a weight from which packing pays, by its dtype: smaller ones of float32 are fast as they are."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed weight.
+
+    Args:
+        weight: (N, K) on the CPU; not kept.
+        bias: (N,), or on the meta device when it is to be filled in later.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.bias = bias
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy of the weight (N, K)."""
+        return self.packed.to_dense()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the packed weight takes."""
+        return int(torch.ops.mkldnn._nbytes(self.packed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., N) of the rows ``x`` (..., K)."""
+        out: Tensor = self._multiply(x, self.packed, self.bias, "none", [], "")
+        return out
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.packed.dtype}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        raise OptionError("packed weights cannot be moved or cast; load the model with packed=False, device and dtype.")
+
+
+def pack(linear: nn.Linear, weight: Tensor) -> nn.Module:
+    """The layout of ``packed=True``."""
+    return PackedLinear(weight, linear.bias)
+
+
+def pack_large(linear: nn.Linear, weight: Tensor) -> nn.Module:
+    """The layout of ``packed="auto"``."""
+    return pack(linear, weight) if weight.numel() >= PAYS[weight.dtype] else fill(linear, weight)
+
+
+def fill(linear: nn.Linear, weight: Tensor) -> nn.Linear:
+    """The plain layer with this weight."""
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of ``dtype`` can be packed on ``device``."""
+    onednn = torch.ops.mkldnn
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(onednn, "_linear_pointwise"):
+        return False
+    halves = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype == torch.float32 or (dtype in halves and bool(getattr(onednn, halves[dtype])()))
+
+
+def choose_packing(packed: bool | str, dtype: torch.dtype, device: torch.device) -> Layout | None:
+    """The layout that ``packed`` stands for; None for plain layers.
+
+    ``"auto"`` packs where it was measured to pay: on x86 CPUs, weights of the dtypes and sizes of :data:`PAYS`.
+
+    Raises:
+        OptionError: weights cannot be packed here, or ``packed`` is neither a bool nor ``"auto"``.
+    """
+    if packed not in (True, False, "auto"):
+        raise OptionError(f"packed={packed!r} is not one of True, False, auto.")
+    possible = packs(dtype, device)
+    if packed == "auto":
+        measured = dtype in PAYS and platform.machine().lower() in ("x86_64", "amd64")
+        return pack_large if possible and measured else None
+    if packed and not possible:
+        raise OptionError(
+            f"packed=True needs a CPU with oneDNN and a dtype that it is fast at; "
+            f"this is {str(dtype).removeprefix('torch.')} on {device}."
+        )
+    return pack if packed else None
+
+
+def lay_out(model: Transformer, layout: Layout) -> None:
+    """Give every linear layer of a network that holds its weights the ``layout``, one after another.
+
+    A head that shares its weight with the embedding stays: packed, it would be a second copy.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and layer.weight is not model.embed.weight:
+            replace_layer(model, name, layout(layer, layer.weight.detach()))
+
+
+def is_packed(model: Transformer) -> bool:
+    """Whether any linear layer of a network is packed."""
+    return any(isinstance(layer, PackedLinear) for layer in model.modules())
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` where ``name`` says."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+    give_back()
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library is one that can be asked to.
+
+    Weights in their old form, freed between those in the new one, leave holes that nothing fits into: glibc keeps
+    them, half as much again as the weights, and looks through the heap for them in a millisecond.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
