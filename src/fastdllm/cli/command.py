@@ -26,6 +26,8 @@ def command_of(context: typer.Context) -> str:
             arguments += several
         elif isinstance(value, bool):
             words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        elif parameter.nargs > 1:
+            words += [parameter.opts[0], *several]
         else:
             words += [word for one in several for word in (parameter.opts[0], one)]
     return shlex.join(["fastdllm", *names, *arguments, *words])

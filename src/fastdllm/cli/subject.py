@@ -91,7 +91,7 @@ def write_study(name: str, found: Study, record: dict[str, Any], origin: Sequenc
     write_whole(folder / f"{name}.md", "\n\n".join([found.markdown(), *origin]) + "\n")
     drawn = _draw(name, found, folder / f"{name}.png")
     for table in found.tables:
-        _print(table)
+        print_study(table)
     written = [f"{name}.{kind}" for kind in ("json", "md", *(["png"] if drawn else []))]
     note(f"written to {folder}: {', '.join(written)}")
 
@@ -111,7 +111,7 @@ def _origin(subject: Subject) -> list[str]:
     """What the numbers depend on, as the last paragraphs of a document."""
     record, engine = subject.record, subject.engine
     runs_on = record["environment"]
-    dtype = str(engine.dtype).removeprefix("torch.")
+    dtype = engine.precision
     versions = ", ".join(f"{name} {runs_on[name]}" for name in ("torch", "fastdllm", "commit"))
     where = f"{dtype}, {runs_on['hardware']}, threads {runs_on['threads']}, {versions}"
     return [
@@ -120,7 +120,8 @@ def _origin(subject: Subject) -> list[str]:
     ]
 
 
-def _print(table: Table) -> None:
+def print_study(table: Table) -> None:
+    """A table of a study on stdout."""
     shown = rich_table.Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, name in enumerate(table.header):
         shown.add_column(name, justify="right" if i else "left", overflow="fold")
