@@ -13,7 +13,7 @@ from benches import TOY, setting, shrink_square
 from fastdllm.arena import flops
 from fastdllm.bench import peaks
 from fastdllm.bench import spread as spread_module
-from fastdllm.bench.costs import Cost, Work, cost, products, weight_bytes
+from fastdllm.bench.costs import Cost, Work, cost, products
 from fastdllm.bench.passes import CACHED, Prober, works
 from fastdllm.bench.peaks import Machine, Rate
 from fastdllm.bench.setting import Load, Setting
@@ -21,7 +21,7 @@ from fastdllm.bench.shapes import SHAPES, parse_shape, random_model, spelled
 from fastdllm.bench.spread import Spread, growth, ratio
 from fastdllm.errors import OptionError
 from fastdllm.kv import KVStore
-from fastdllm.memory import parameters
+from fastdllm.memory import parameters, weight_bytes
 from fastdllm.models.quantized import ZERO, Int8Linear, int8_layout, round_rows
 from fastdllm.models.transformer import Transformer
 from toys import FAMILIES, toy_config, toy_engine

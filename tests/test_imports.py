@@ -13,17 +13,19 @@ ROOT = Path(fastdllm.__file__).parent
 # Modules of a tier may import the tiers above it and one another; surfaces never import one another.
 TIERS = (
     ("errors", "events"),
-    ("checks", "files"),
+    ("checks", "files", "processes", "machine"),
     ("canvas", "state"),
     ("kv", "sampling", "density"),
     ("caches", "decoders", "models", "frequencies"),
     ("passes", "memory"),
     ("loop",),
-    ("text", "config", "completion", "pieces", "presets"),
+    ("text", "config", "completion", "pieces", "presets", "catalogue"),
     ("engine",),
     ("record", "results"),
     ("arena",),
-    ("evals", "studies", "replay", "tune"),
+    ("evals", "studies", "replay", "tune", "serve", "bench"),
+    ("load_test",),
+    ("cluster",),
     ("cli",),
 )
 LEVEL = {name: level for level, tier in enumerate(TIERS) for name in tier}

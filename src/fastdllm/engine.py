@@ -238,7 +238,7 @@ def load(
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: what the
             checkpoint stores, or float32 on a CPU without fast bfloat16. ``"int8"`` rounds weights and rows of the
             linear layers to bytes, ``"float8"`` (GPUs) to 8-bit floats; all else is then in bfloat16, or in
-            float32 on a CPU without fast bfloat16.
+            float32 on a CPU without fast bfloat16. On GPUs that needs torchao, and ``compile`` to be fast.
         device: a torch device, or ``"auto"``: the GPU when there is one.
         revision: branch, tag or commit of a hub id.
         tensor_parallel: processes that the model is split over, ``"auto"`` for all that torchrun started. Each of
@@ -254,7 +254,7 @@ def load(
         CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
         OptionError: an unknown dtype, device or attention, or what contradicts the device or another option.
     """
-    size = split_size(tensor_parallel)
+    size, mixing = split_size(tensor_parallel), check_mixing(attention)
     if compile and size > 1:
         raise OptionError(f"compile=True does not go with tensor_parallel={size}: leave one of them out.")
     folder = resolve(str(source), revision)
@@ -270,7 +270,7 @@ def load(
         agree((config, chosen), "models or dtypes")
     layout = choose_layout(dtype, packed, chosen, where, compile=compile, tensor_parallel=size)
     model = load_weights(folder, config, chosen, where, split, layout)
-    model.mixing, model.quantized = check_mixing(attention), quantization(dtype)
+    model.mixing, model.quantized = mixing, quantization(dtype)
     return Engine(Compiled(model) if compile else model, text, name=str(source))
 
 

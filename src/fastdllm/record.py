@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import subprocess
-from contextlib import suppress
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +16,9 @@ import torch
 
 from fastdllm.config import GenerationConfig, describe
 from fastdllm.engine import Engine
+from fastdllm.machine import cpu_name, source_commit
 from fastdllm.models.packed import is_packed
 
-PACKAGE = Path(__file__).parent
 EDGE = 65536
 
 
@@ -51,15 +49,6 @@ def environment(engine: Engine) -> dict[str, object]:
     }
 
 
-def cpu_name() -> str:
-    """The processor's name where the system tells it, else its architecture."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
 def fingerprint(folder: Path) -> str:
     """A short name for the weights in a folder: changes when a file's size, first or last bytes do."""
     digest = hashlib.sha256()
@@ -70,15 +59,3 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - EDGE))
             digest.update(file.read(EDGE))
     return digest.hexdigest()[:12]
-
-
-def source_commit() -> str | None:
-    """Commit of the source this package runs from (``-dirty`` when changed); None when it is installed."""
-    root = PACKAGE.parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -8,7 +8,6 @@ the host, on every device.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,11 +49,6 @@ def seconds_between(first: Moment, last: Moment) -> float:
     assert not isinstance(last, float)
     last.synchronize()
     return float(first.elapsed_time(last)) / 1000
-
-
-def load_average() -> tuple[float, float, float] | None:
-    """Of the last 1, 5 and 15 minutes; None where the system does not tell."""
-    return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
 @dataclass(frozen=True, kw_only=True)

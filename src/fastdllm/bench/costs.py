@@ -13,11 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fastdllm.memory import parameters
+from fastdllm.memory import weight_bytes
 from fastdllm.models.config import ModelConfig
-
-SCALE = 4
-"""Bytes of a scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +83,6 @@ def products(config: ModelConfig, work: Work) -> list[Product]:
     ]  # fmt: skip
     slots = work.batch * work.slots
     return [*of_layers, Product(name="head", rows=slots, inner=width, outer=config.vocab_size, count=1)]
-
-
-def weight_bytes(config: ModelConfig, itemsize: int, *, quantized: bool = False) -> int:
-    """Bytes of all weights; quantized ones take a byte, with a float32 scale for each output."""
-    one = Work(batch=1, rows=1, reach=1, slots=1)
-    linear = [made for made in products(config, one) if not (made.name == "head" and config.tie_embeddings)]
-    numbers = sum(made.inner * made.outer * made.count for made in linear)
-    scales = SCALE * sum(made.outer * made.count for made in linear)
-    return (parameters(config) - numbers) * itemsize + (numbers + scales if quantized else numbers * itemsize)
 
 
 def cost(config: ModelConfig, work: Work, *, itemsize: int, quantized: bool = False) -> Cost:

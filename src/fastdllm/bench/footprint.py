@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from fastdllm.bench.clock import Timed
-from fastdllm.bench.costs import weight_bytes
 from fastdllm.bench.setting import Setting
 from fastdllm.bench.shapes import llada, spelled
 from fastdllm.engine import Engine, choose_device
-from fastdllm.memory import memory
+from fastdllm.memory import memory, weight_bytes
 from fastdllm.models.packed import give_back
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fastdllm.bench import peaks, scaling
-from fastdllm.bench.clock import load_average
-from fastdllm.bench.costs import Cost, Product, cost, products, weight_bytes
+from fastdllm.bench.costs import Cost, Product, cost, products
 from fastdllm.bench.footprint import Footprint, open_watched
 from fastdllm.bench.generation import Generated, time_generations
 from fastdllm.bench.operators import Operator, profile_passes
@@ -23,7 +22,8 @@ from fastdllm.bench.schedule import passes_of
 from fastdllm.bench.setting import Effort, Load, Setting
 from fastdllm.bench.spread import Ratio, ratio
 from fastdllm.engine import Engine
-from fastdllm.memory import parameters
+from fastdllm.machine import load_average
+from fastdllm.memory import parameters, weight_bytes
 from fastdllm.record import environment
 
 Advance: TypeAlias = Callable[[], None]

@@ -13,7 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 import fastdllm
+from fastdllm import processes
 from fastdllm.cli.arena import arena
+from fastdllm.cli.bench import bench
+from fastdllm.cli.bench_serve import bench_serve
 from fastdllm.cli.chat import chat
 from fastdllm.cli.console import BROKEN_PIPE, INTERRUPTED, quiet_libraries
 from fastdllm.cli.frequencies import frequencies
@@ -22,6 +25,8 @@ from fastdllm.cli.info import info
 from fastdllm.cli.lm_eval import SETTINGS, lm_eval
 from fastdllm.cli.methods import methods
 from fastdllm.cli.report import report
+from fastdllm.cli.serve import serve
+from fastdllm.cli.together import first_speaks
 from fastdllm.cli.tune import tune
 from fastdllm.errors import FastdllmError, out_of_memory
 
@@ -29,6 +34,8 @@ OUT_OF_MEMORY = (
     "there is not enough memory; give a smaller --batch-size, --gen-length or --block-length, or another "
     "--dtype (fastdllm info says what is needed)."
 )
+
+LOST = "another of the processes that share the model has ended."
 
 
 class Commands(TyperGroup):
@@ -49,7 +56,9 @@ class Commands(TyperGroup):
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise _failed(f"{what}.") from None
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if processes.lost(error):
+                raise _failed(LOST) from None
+            if not (out_of_memory(error) and processes.is_first()):  # another may be alone with it, and is silent
                 raise
             raise _failed(OUT_OF_MEMORY) from None
         except KeyboardInterrupt:
@@ -78,6 +87,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(info)
 app.command()(frequencies)
 app.command()(methods)
@@ -85,6 +95,8 @@ app.command()(arena)
 app.command("lm-eval", context_settings=SETTINGS)(lm_eval)
 app.add_typer(report, name="report")
 app.command()(tune)
+app.command()(bench)
+app.command()(bench_serve)
 
 
 @app.callback()
@@ -99,4 +111,5 @@ def root(
 def main() -> None:
     """Entry point of the ``fastdllm`` command."""
     quiet_libraries()
-    app(prog_name="fastdllm")
+    with first_speaks():
+        app(prog_name="fastdllm")

@@ -34,6 +34,7 @@ def chat(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
+    compile: opt.Compile = False,
     preset: opt.PresetName = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
@@ -52,7 +53,9 @@ def chat(
     }  # fmt: skip
     options, source = opt.with_preset(context, preset, options)
     GenerationConfig(**options)  # refuses wrong options before a model is loaded
-    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads, preset=source)
+    choice = opt.ModelChoice(
+        model=model, revision=revision, dtype=dtype, device=device, threads=threads, compile=compile, preset=source
+    )
     engine = choice.load(choice.resolve())
     if engine.text is None or not engine.text.has_chat_template:
         lacks = "tokenizer" if engine.text is None else "chat template"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastdllm.cli import options as opt
+from fastdllm.cli import replicas as on_ray
+from fastdllm.cli.together import meet
 from fastdllm.config import GenerationConfig
 from fastdllm.errors import OptionError
+from fastdllm.processes import from_first, is_first
 
 if TYPE_CHECKING:
+    from fastdllm.cluster.workers import Workers
     from fastdllm.config import GenerationOptions
 
 BATCH_SIZE = 8
@@ -97,6 +101,8 @@ def generate(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
+    compile: opt.Compile = False,
+    tensor_parallel: opt.TensorParallel = "auto",
     preset: opt.PresetName = None,
     gen_length: opt.GenLength = GenerationConfig.gen_length,
     block_length: opt.BlockLength = GenerationConfig.block_length,
@@ -108,6 +114,11 @@ def generate(
     cfg_scale: opt.CfgScale = GenerationConfig.cfg_scale,
     seed: opt.Seed = opt.SEED,
     stop_at_eos: opt.StopAtEos = GenerationConfig.stop_at_eos,
+    ray: on_ray.Ray = False,
+    replicas: on_ray.Replicas = None,
+    replica_cpus: on_ray.ReplicaCpus = on_ray.CPUS,
+    replica_gpus: on_ray.ReplicaGpus = None,
+    ray_address: on_ray.RayAddress = None,
 ) -> None:
     """Answer a prompt, or many from JSON lines."""
     options: GenerationOptions = {
@@ -120,18 +131,27 @@ def generate(
         trace=trace, chat=chat,
     )  # fmt: skip
     options, source = opt.with_preset(context, preset, options)
-    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads, preset=source)
-    _answer(request, choice, options)
+    choice = opt.ModelChoice(
+        model=model, revision=revision, dtype=dtype, device=device, threads=threads, tensor_parallel=tensor_parallel,
+        compile=compile, preset=source,
+    )  # fmt: skip
+    workers = on_ray.asked(context, replicas, replica_cpus, replica_gpus, ray_address, wanted=ray)
+    _answer(request, choice, options, workers)
 
 
-def _answer(request: Request, choice: opt.ModelChoice, options: GenerationOptions) -> None:
+def _answer(request: Request, choice: opt.ModelChoice, options: GenerationOptions, workers: Workers | None) -> None:
     request.refuse_contradictions()
+    if workers is not None:
+        on_ray.refuse_contradictions(choice, many=request.many)
     GenerationConfig(**options)  # refuses wrong options before a model is loaded
-    text = request.read()
+    meet(choice.tensor_parallel, choice.device)
+    text = from_first(request.read)
+    if not is_first():
+        request = replace(request, out=None, trace=None)
     if request.many:
         from fastdllm.cli.many import answer_many
 
-        answer_many(request, choice, text, options)
+        answer_many(request, choice, text, options, workers)
         return
     from fastdllm.cli import compare, one
 

@@ -10,6 +10,7 @@ import typer
 
 from fastdllm.checks import check_least
 from fastdllm.cli.console import note
+from fastdllm.cli.together import meet
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.presets import BUILT_IN, Preset, read_preset
@@ -23,11 +24,18 @@ MODEL = "tiny"
 SEED = cast(int, GenerationConfig.seed)
 CACHE, DECODER = str(GenerationConfig.cache), str(GenerationConfig.decoder)
 
+GIVEN = ("COMMANDLINE", "DEFAULT_MAP")
+"""Where the value of an option comes from that somebody has given: the command line, or the file of --config."""
+
 Model = Annotated[str, typer.Option(metavar="MODEL", help="Embedded, a folder, or a hub id.")]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub id.")]
-Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16.")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16, int8; float8 on GPUs.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+TensorParallel = Annotated[
+    str, typer.Option(metavar="N", help="Processes to split the model over: auto is all that torchrun started.")
+]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the layers; on a GPU record passes as CUDA graphs.")]
 PresetName = Annotated[
     str | None,
     typer.Option("--preset", metavar="PRESET", help=f"Options: {', '.join(BUILT_IN)}, or a file of fastdllm tune."),
@@ -53,6 +61,8 @@ class ModelChoice:
     dtype: str
     device: str
     threads: int | None = None
+    tensor_parallel: str = "1"
+    compile: bool = False
     preset: Preset | None = None
     """Where the options of the generation come from."""
 
@@ -66,16 +76,20 @@ class ModelChoice:
         """The engine, under the name that was asked for."""
         import torch
 
+        meet(self.tensor_parallel, self.device)
         if self.threads is not None:
             check_least("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
-        self._warn_of_other_weights(folder)
+        self.warn_of_other_weights(folder)
         written = max((path.stat().st_mtime_ns for path in folder.iterdir()), default=0)
-        engine = _loaded(folder, written, self.dtype, self.device)
+        if self.compile:
+            note("passes over a block are compiled when first met: up to a minute, and less in later runs")
+        engine = _loaded(folder, written, self.dtype, self.device, self.tensor_parallel, self.compile)
         engine.name = self.model
         return engine
 
-    def _warn_of_other_weights(self, folder: Path) -> None:
+    def warn_of_other_weights(self, folder: Path) -> None:
+        """Say so where the preset was tuned on another model."""
         from fastdllm.record import fingerprint
 
         tuned = self.preset.tuned if self.preset else {}
@@ -99,18 +113,18 @@ def with_preset(
     given = {
         parameter
         for parameter in options
-        if (source := context.get_parameter_source(parameter)) and source.name == "COMMANDLINE"
+        if (source := context.get_parameter_source(parameter)) and source.name in GIVEN
     }
     held = {option: value for option, value in preset.options.items() if option not in given}
     return cast(GenerationOptions, {**options, **held}), preset
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path, written: int, dtype: str, device: str) -> Engine:
+def _loaded(folder: Path, written: int, dtype: str, device: str, tensor_parallel: str, compile: bool) -> Engine:
     """The engine of a folder last ``written`` to then, loaded once however many studies of a report ask for it."""
     from fastdllm.engine import load
 
-    return load(folder, dtype=dtype, device=device)
+    return load(folder, dtype=dtype, device=device, tensor_parallel=tensor_parallel, compile=compile)
 
 
 def uses_template(engine: Engine, chat: bool | None) -> bool:

@@ -71,6 +71,7 @@ def serve(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
+    compile: opt.Compile = False,
     alias: Alias = None,
     preset: opt.PresetName = None,
     cache: opt.Cache = opt.CACHE,
@@ -118,7 +119,9 @@ def serve(
         log_text=log_text,
         playground=not no_playground,
     )  # fmt: skip
-    choice = opt.ModelChoice(model=model, revision=revision, dtype=dtype, device=device, threads=threads, preset=source)
+    choice = opt.ModelChoice(
+        model=model, revision=revision, dtype=dtype, device=device, threads=threads, compile=compile, preset=source
+    )
     workers = on_ray.asked(context, replicas, replica_cpus, replica_gpus, ray_address)
     with listen(host, port) as bound:  # before the model is loaded, which can take minutes
         if workers is None:

@@ -23,9 +23,10 @@ def shown(engine: Engine, completion: Completion) -> str:
 
 
 def machine(engine: Engine) -> str:
-    """Model, dtype, device and threads: what a speed depends on."""
-    dtype, threads = str(engine.dtype).removeprefix("torch."), torch.get_num_threads()
-    return f"{engine.name} · {dtype} on {engine.device}, {threads} thread{'s' * (threads > 1)}"
+    """Model, dtype, device, threads and processes: what a speed depends on."""
+    dtype, threads = engine.precision, torch.get_num_threads()
+    split = f", {engine.model.tensor_parallel} processes" if engine.model.tensor_parallel > 1 else ""
+    return f"{engine.name} · {dtype} on {engine.device}, {threads} thread{'s' * (threads > 1)}{split}"
 
 
 def strategy(options: GenerationOptions) -> str:

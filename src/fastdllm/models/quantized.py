@@ -128,6 +128,9 @@ def int8_layout() -> Layout:
 def torchao_layout(kind: str, device: torch.device) -> Layout:
     """The layout of ``dtype="int8"`` and ``"float8"`` on GPUs: torchao's, with a scale for each row and output.
 
+    It halves the weights' memory. It is made for compiled networks: launched one by one its many small kernels take
+    several times as long as the products in bfloat16.
+
     Raises:
         OptionError: torchao is missing, or the GPU has no such products.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -59,6 +59,11 @@ class Metrics:
 
     def _histogram(self, name: str, about: str, buckets: Iterable[float], *labels: str) -> Histogram:
         return Histogram(f"fastdllm_{name}", about, labels, buckets=tuple(buckets), registry=self.registry)
+
+    def runs_on(self, environment: Mapping[str, object]) -> None:
+        """Tell versions and hardware, as the labels of a metric that is always 1; once."""
+        labels = {name: str(value) for name, value in environment.items() if value is not None}
+        Gauge("fastdllm_info", "What the server runs on.", labels, registry=self.registry).labels(**labels).set(1)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request has ended."""

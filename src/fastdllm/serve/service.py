@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from fastdllm.engine import Engine
+from fastdllm.record import environment
 from fastdllm.serve.errors import ApiError
 from fastdllm.serve.metrics import Metrics
 from fastdllm.serve.scheduler import Scheduler
@@ -38,6 +39,7 @@ class Service:
         self.engine, self.settings = engine, settings
         self.scheduler = Scheduler(engine, settings.limits)
         self.metrics = Metrics(self.scheduler.stats)
+        self.metrics.runs_on(environment(engine))
         self.name = settings.name or engine.name
         self.created = int(time.time())
 

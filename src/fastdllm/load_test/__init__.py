@@ -1,0 +1,1 @@
+"""Load tests of a server that speaks OpenAI's protocol."""
