@@ -126,6 +126,7 @@ class TestOneRequest:
             (chunk("a") + 'data: {"error": {"code": "timeout"}}\n\n', 200, "error in the stream timeout"),
             (chunk("a") + "data: {\n\n", 200, "not the protocol"),
             ("data: []\n\n", 200, "not the protocol"),
+            ('data: {"usage": [7]}\n\n', 200, "not the protocol"),
             ('data: {"choices": [3]}\n\n', 200, "not the protocol"),
             ('{"choices": []}', 200, "broken off"),
         ],
@@ -191,7 +192,7 @@ class TestWhatIsSent:
 
 @dataclass
 class Door:
-    """Counts how many requests are inside; lets them out when it is opened, or after a moment."""
+    """Counts how many requests are inside; each is answered after a moment."""
 
     inside: int = 0
     most: int = 0
@@ -450,7 +451,7 @@ class TestRefusals:
             (("--requests", "9"), "requests=9 do not fill a load of 16 at a time"),
             (("--rounds", "0"), "rounds=0 must be 1 or more"),
             (("--warm-up", "-1"), "warm_up=-1 must be 0 or more"),
-            (("--time", "0"), "seconds=0.0 must be above 0"),
+            (("--time", "0"), "time=0.0 must be above 0"),
             (("--timeout", "inf"), "timeout=inf must be 0 or more"),
             (("--max-tokens", "many"), "--max-tokens 'many' must be a number, or two as in 64-128"),
             (("--max-tokens", "9-8"), "--max-tokens '9-8' must be"),

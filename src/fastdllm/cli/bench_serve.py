@@ -156,7 +156,7 @@ def _read_prompts(problems: Path | None, file: Path | None, count: int, model: s
 
 
 def _run(drive: Drive) -> bool:
-    """Send everything, with a bar; whether this was interrupted, which nothing was done before passes on."""
+    """Send everything, with a bar; True where that was interrupted once there were outcomes."""
     plan = drive.plan
 
     def tell(turn: Turn) -> None:

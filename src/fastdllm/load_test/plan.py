@@ -172,9 +172,9 @@ class Plan:
         for name in ("requests", "rounds"):
             check_least(name, getattr(self, name), 1)
         check_least("warm_up", self.warm_ups)
-        for name in ("seconds", "timeout"):
-            check_above(name, getattr(self, name))
-            check_least(name, getattr(self, name))
+        for name, value in {"time": self.seconds, "timeout": self.timeout}.items():
+            check_above(name, value)
+            check_least(name, value)
         if self.widest > self.requests:
             raise OptionError(f"requests={self.requests} do not fill a load of {self.widest} at a time; give more.")
 

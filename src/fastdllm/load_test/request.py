@@ -67,22 +67,27 @@ class Reading:
         self._finished = False
 
     async def read(self, response: httpx.Response) -> None:
-        """Take in the whole stream; raises :class:`Failure` where it is none."""
+        """Take in the whole stream, to its very end: a connection that is left before cannot be used again.
+
+        Raises:
+            Failure: it is none, or not complete.
+        """
+        done = False
         async for content in events(response):
             if content == DONE:
-                if not self._finished:
-                    raise Failure(BROKEN, "the stream ends and its answer does not")
-                return
+                done = True
+                continue
             try:
                 self._add(json.loads(content))
             except (ValueError, TypeError, AttributeError):
                 raise Failure(FOREIGN, "an event is not what the protocol says") from None
-        raise Failure(BROKEN, "the stream breaks off")
+        if not (done and self._finished):
+            raise Failure(BROKEN, "the stream ends and its answer does not")
 
     def _add(self, chunk: Mapping[str, Any]) -> None:
         if "error" in chunk:
             raise _refusal(chunk, "error in the stream")
-        self.usage = chunk.get("usage") or self.usage
+        self.usage = dict(chunk.get("usage") or self.usage)
         self.fingerprint = chunk.get("system_fingerprint") or self.fingerprint
         for choice in chunk.get("choices") or ():
             text = choice.get("text") or (choice.get("delta") or {}).get("content")
@@ -159,7 +164,7 @@ async def measure(client: httpx.AsyncClient, request: Request, due: float, timeo
         tokens=usage.get("completion_tokens"),
         nfe=usage.get("nfe"),
         right=request.check(reading.text) if request.check else None,
-        digest=hashlib.sha256(reading.text.encode()).hexdigest()[:8],
+        digest=hashlib.sha256(reading.text.encode(errors="surrogatepass")).hexdigest()[:8],
     )
 
 
