@@ -33,11 +33,18 @@ FREE = ("--port", "0")
         (("generate", "x", "--replicas", "2"), "--replicas goes with --ray."),
         (("generate", "x", "--ray-address", "auto"), "--ray-address goes with --ray."),
         (("generate", "x", "--ray"), "--ray is for many prompts"),
-        (("generate", "--jsonl", "--ray", "--tensor-parallel", "2"), "leave torchrun out"),
+        (("generate", "--jsonl", "--ray", "--tensor-parallel", "2"), "--tensor-parallel cannot be given with it"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(options, phrase):
     assert phrase in refused(*options, stdin='"x"\n')
+
+
+@pytest.mark.parametrize("command", [("serve", *FREE, "--replicas", "2"), ("generate", "--jsonl", "--ray")])
+def test_torchrun_does_not_start_what_starts_its_own_processes(monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "leave torchrun out" in refused(*command, stdin='"x"\n')
 
 
 @pytest.mark.parametrize("command", [("serve", *FREE, "--replicas", "2"), ("generate", "--jsonl", "--ray")])

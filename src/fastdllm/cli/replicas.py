@@ -42,12 +42,12 @@ def asked(
     Raises:
         OptionError: an option goes with Ray, which is not wanted; or is out of its range.
     """
-    from fastdllm.cluster.workers import Workers
-
     needs = "--replicas" if wanted is None else "--ray"
     if wanted is None:
         wanted = count is not None or address is not None
     if wanted:
+        from fastdllm.cluster.workers import Workers
+
         return Workers(count=1 if count is None else count, cpus=cpus, gpus=gpus, address=address)
     for name in ("replicas", "replica_cpus", "replica_gpus", "ray_address"):
         source = context.get_parameter_source(name)
@@ -60,8 +60,14 @@ def refuse_contradictions(choice: opt.ModelChoice, *, many: bool) -> None:
     """Raises OptionError where a job on Ray cannot be meant."""
     if not many:
         raise OptionError("--ray is for many prompts; give JSON lines with --file or --jsonl.")
-    if choice.tensor_parallel not in ("auto", "1") or processes.count() > 1:
-        raise OptionError("--ray starts its own processes, each with a whole model; leave torchrun out.")
+    if choice.tensor_parallel not in ("auto", "1"):
+        raise OptionError("each worker of --ray has a whole model; --tensor-parallel cannot be given with it.")
+    _refuse_torchrun("--ray")
+
+
+def _refuse_torchrun(option: str) -> None:
+    if processes.count() > 1:
+        raise OptionError(f"{option} starts its own processes, each with a whole model; leave torchrun out.")
 
 
 def checkpoint(choice: opt.ModelChoice, workers: Workers) -> Checkpoint:
@@ -83,6 +89,7 @@ def serve(choice: opt.ModelChoice, settings: Settings, workers: Workers, host: s
     from fastdllm.cli.serve import announce, log_to_stderr, public_name
     from fastdllm.cluster.workers import cluster, import_ray
 
+    _refuse_torchrun("--replicas")
     source, port = checkpoint(choice, workers), bound.getsockname()[1]
     source.for_workers(workers)  # refuses what contradicts itself before Ray starts
     import_ray(workers)
