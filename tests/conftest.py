@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,9 +23,18 @@ from fastdllm.evals.sandbox_isolation import Isolation
 from helpers import write_checkpoint
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples at every run: a property that fails here fails for the next person too.
 settings.register_profile("fastdllm", deadline=None, derandomize=True)
 settings.load_profile("fastdllm")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that a test sets are its own."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def option(rng: random.Random) -> GenerationConfig:
     )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.sampled_from(FAMILIES), st.integers(0, 10**6))
 def test_rows_that_arrive_at_random_get_what_they_get_alone(family, seed):
     engine, rng = toy_engine(family, seed=seed % 7), random.Random(seed)
