@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 
 from fastdllm.cli.app import app
 from fastdllm.models.checkpoint import save_checkpoint
-from fastdllm.models.config import Family
+from fastdllm.models.config import Family, ModelConfig
+from fastdllm.models.config_file import config_keys
+from fastdllm.models.families import LLADA
+from fastdllm.models.transformer import Transformer
+from fastdllm.models.weights import WEIGHTS
 from toys import toy_model
 
 QUICK = ("--gen-length", "12", "--block-length", "6", "--decoder", "topk:k=2")
@@ -31,6 +36,16 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer
+
+
+def write_zeros(folder: Path, config: ModelConfig, dtype: torch.dtype) -> int:
+    """A checkpoint of zeros in LLaDA's format, for measuring; the numbers it holds."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
+    names = LLADA.tensor_names(config)
+    save_file({theirs: torch.zeros(shapes[ours], dtype=dtype) for theirs, ours in names.items()}, folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(config_keys(config)))
+    return sum(shape.numel() for shape in shapes.values())
 
 
 def write_checkpoint(

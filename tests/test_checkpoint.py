@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from fastdllm.errors import CheckpointError
 from fastdllm.models.checkpoint import load_weights, read_config, save_checkpoint, stored_dtype
 from fastdllm.models.config import Family
-from fastdllm.models.config_file import config_keys
-from fastdllm.models.families import LLADA
 from fastdllm.models.transformer import Transformer
+from helpers import write_zeros
 from toys import EOS, FAMILIES, VOCAB, toy_model
 
 CPU = torch.device("cpu")
@@ -283,11 +282,7 @@ def test_loading_holds_the_weights_once(tmp_path: Path, stored: str, wanted: str
         toy_model().config, vocab_size=65536, hidden_size=2048, num_layers=4, num_heads=16, num_kv_heads=16,
         intermediate_size=8192,
     )  # fmt: skip
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
-    names = LLADA.tensor_names(config)
-    save_file({a: torch.zeros(shapes[b], dtype=getattr(torch, stored)) for a, b in names.items()}, tmp_path / WEIGHTS)
-    (tmp_path / "config.json").write_text(json.dumps(config_keys(config)))
+    write_zeros(tmp_path, config, getattr(torch, stored))
     if shards > 1:
         shard(tmp_path, shards)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), wanted]

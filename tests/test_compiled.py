@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+import fastdllm
+from fastdllm import OptionError
 from fastdllm.engine import Engine
 from fastdllm.kv import KVStore
 from fastdllm.models.compiled import Compiled
@@ -90,3 +92,11 @@ def test_what_a_store_held_before_is_not_seen():
     (found,) = engine.generate(prompts_of([5], 4), **options)
     (plain,) = toy_engine("llada", seed=3).generate(prompts_of([5], 4), **options)
     assert found.canvas == plain.canvas
+
+
+def test_without_a_compiler_there_is_a_sentence_before_the_model_is_loaded(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr("fastdllm.engine.load_weights", lambda *_: 1 / 0)
+    with config.patch({"cpp.cxx": (None, "/no/such/compiler")}), pytest.raises(OptionError, match="C\\+\\+ compiler"):
+        fastdllm.load("tiny", device="cpu", compile=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import fastdllm
@@ -18,13 +17,11 @@ from fastdllm.arena.flops import Counter
 from fastdllm.errors import OptionError
 from fastdllm.models import packed
 from fastdllm.models.checkpoint import read_config, save_checkpoint
-from fastdllm.models.config_file import config_keys
-from fastdllm.models.families import LLADA
 from fastdllm.models.packed import PackedLinear, choose_packing, is_packed, lay_out, pack, packs
 from fastdllm.models.transformer import Transformer
 from fastdllm.models.weights import WEIGHTS, load_weights
 from fastdllm.record import environment
-from helpers import write_checkpoint
+from helpers import write_checkpoint, write_zeros
 from toys import FAMILIES, prompts_of, toy_engine, toy_model
 
 CPU = torch.device("cpu")
@@ -169,12 +166,7 @@ def test_loading_holds_the_weights_once(tmp_path, kind, share):
         toy_model().config, vocab_size=8192, hidden_size=1024, num_layers=8, num_heads=16, num_kv_heads=16,
         intermediate_size=4096,
     )  # fmt: skip
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
-    names = LLADA.tensor_names(config)
-    save_file({a: torch.zeros(shapes[b], dtype=torch.bfloat16) for a, b in names.items()}, tmp_path / WEIGHTS)
-    (tmp_path / "config.json").write_text(json.dumps(config_keys(config)))
-    float_bytes = 2 * sum(shape.numel() for shape in shapes.values())
+    float_bytes = 2 * write_zeros(tmp_path, config, torch.bfloat16)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), kind]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     (tmp_path / WEIGHTS).unlink()

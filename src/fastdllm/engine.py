@@ -19,7 +19,7 @@ from fastdllm.events import StepEvent
 from fastdllm.loop import decode
 from fastdllm.models.attention import check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
-from fastdllm.models.compiled import Compiled
+from fastdllm.models.compiled import Compiled, check_compiler
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.packed import Layout, choose_packing
 from fastdllm.models.quantized import CAPABILITIES, int8_layout, quantization, torchao_layout
@@ -79,7 +79,7 @@ class Engine:
             return []
         if self.text is None:
             raise OptionError(f"{self.name} has no tokenizer; give prompts as lists of token ids.")
-        if self.text.has_chat_template if chat is None else chat:
+        if self.uses_template(chat):
             return [self.text.encode_chat([{"role": "user", "content": p}]) for p in texts]
         return [self.text.encode(p) for p in texts]
 
@@ -95,6 +95,35 @@ class Engine:
             what = f"holds the id {wrong[0]}" if wrong else "is a text among lists of ids"
             raise OptionError(f"prompt {index} {what}; ids run from 0 to {self.config.vocab_size - 1}.")
         return ids
+
+    def uses_template(self, chat: bool | None = None) -> bool:
+        """Whether texts are wrapped in the chat template: as asked, or when the checkpoint has one."""
+        return chat if chat is not None else self.text is not None and self.text.has_chat_template
+
+    def canvas(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, index: Sequence[int], width: int
+    ) -> Canvas:
+        """The prompts with all of their answers masked.
+
+        Args:
+            index: the number of each, for events.
+            width: slots of the canvas.
+        """
+        return Canvas(
+            prompts,
+            gen_length=config.gen_length,
+            block_length=config.block_length,
+            mask_id=self.config.mask_id,
+            eos_ids=self.config.eos_ids,
+            stop_at_eos=config.stop_at_eos,
+            index=index,
+            width=width,
+            device=self.device,
+        )
+
+    def draft(self, index: int, prompt_tokens: int, gen_length: int) -> Draft:
+        """The answer to prompt ``index`` before its first pass."""
+        return Draft(index, prompt_tokens, gen_length, self.config.mask_id, self.config.pad_id)
 
     def start(
         self,
@@ -169,10 +198,7 @@ class Generation:
         self.batch_size = batch_size
         self.drafts: dict[int, Draft] = {}
         self.finished: dict[int, Completion] = {}
-        self._sampling = Sampling.of(
-            len(prompts), temperature=config.temperature, top_p=config.top_p, top_k=config.top_k,
-            seed=config.seed, device=engine.device,
-        )  # fmt: skip
+        self._sampling = sampling_of(config, len(prompts), engine.device)
         self._events = self._run()
 
     def __iter__(self) -> Iterator[StepEvent]:
@@ -188,7 +214,8 @@ class Generation:
             agree((self.prompts, self.batch_size, replace(self.config, cache="none")), "prompts or options")
         for first in range(0, len(self.prompts), self.batch_size):
             batch = range(first, min(first + self.batch_size, len(self.prompts)))
-            self.drafts = {i: self._draft(i) for i in batch}
+            length = self.config.gen_length
+            self.drafts = {i: self.engine.draft(i, len(self.prompts[i]), length) for i in batch}
             for event in self._decode(batch):
                 for draft in fold(self.drafts, event):
                     self.finished[draft.index] = self._complete(draft)
@@ -197,22 +224,9 @@ class Generation:
     def _decode(self, batch: range) -> Iterator[StepEvent]:
         engine, config = self.engine, self.config
         prompts = self.prompts[batch.start : batch.stop]
-        canvas = Canvas(
-            prompts,
-            gen_length=config.gen_length,
-            block_length=config.block_length,
-            mask_id=engine.config.mask_id,
-            eos_ids=engine.config.eos_ids,
-            stop_at_eos=config.stop_at_eos,
-            index=batch,
-            width=engine.model.room(max(map(len, prompts)) + config.gen_length),
-            device=engine.device,
-        )
+        width = engine.model.room(max(map(len, prompts)) + config.gen_length)
+        canvas = engine.canvas(prompts, config, index=batch, width=width)
         return decode(engine.model, canvas, config.policy, config.rule, self._sampling.keep(batch), config.cfg_scale)
-
-    def _draft(self, index: int) -> Draft:
-        config = self.engine.config
-        return Draft(index, len(self.prompts[index]), self.config.gen_length, config.mask_id, config.pad_id)
 
     def _complete(self, draft: Draft) -> Completion:
         tokens = draft.answer(self.engine.config.eos_ids)
@@ -252,13 +266,16 @@ def load(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
-        OptionError: an unknown dtype, device or attention, or what contradicts the device or another option.
+        OptionError: an unknown dtype, device or attention, what contradicts the device or another option, or no
+            compiler for ``compile``.
     """
     size, mixing = split_size(tensor_parallel), check_mixing(attention)
     if compile and size > 1:
         raise OptionError(f"compile=True does not go with tensor_parallel={size}: leave one of them out.")
     folder = resolve(str(source), revision)
     where = choose_device(device if size == 1 else own_device(device))
+    if compile:
+        check_compiler(where)
     config = read_config(folder)
     text = load_text(folder)
     config = replace(config, eos_ids=end_ids(config, text))
@@ -272,6 +289,17 @@ def load(
     model = load_weights(folder, config, chosen, where, split, layout)
     model.mixing, model.quantized = mixing, quantization(dtype)
     return Engine(Compiled(model) if compile else model, text, name=str(source))
+
+
+def sampling_of(config: GenerationConfig, count: int, device: torch.device | str) -> Sampling:
+    """The sampling options of ``count`` rows.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    return Sampling.of(
+        count, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, seed=config.seed, device=device
+    )
 
 
 def end_ids(config: ModelConfig, text: Text | None) -> tuple[int, ...]:

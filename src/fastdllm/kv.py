@@ -29,7 +29,6 @@ class KVStore:
         self.length = length
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-
         self._base: KVStore | None = None
 
     @property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +32,12 @@ def source_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def largest_resident() -> int:
+    """Bytes of memory that this process held at most since it began."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # bytes there, KiB elsewhere
 
 
 def load_average() -> tuple[float, float, float] | None:

@@ -62,6 +62,12 @@ def weight_bytes(config: ModelConfig, itemsize: int, *, quantized: bool = False,
     return every - numbers * (itemsize - 1) + outputs * FLOAT32
 
 
+def kv_bytes(config: ModelConfig, length: int, itemsize: int, *, tensor_parallel: int = 1) -> int:
+    """Bytes of keys and values of one canvas of ``length`` slots, the spare one included, in one process."""
+    heads = config.num_kv_heads // tensor_parallel
+    return 2 * config.num_layers * heads * config.head_dim * (length + 1) * itemsize
+
+
 def memory(
     config: ModelConfig, cache: CachePolicy, decoder: Decoder, *,
     batch_size: int, prompt_length: int, gen_length: int, block_length: int, itemsize: int, tensor_parallel: int = 1,
@@ -94,10 +100,10 @@ def memory(
         batch=batch_size, length=length, gen_length=gen_length, block_length=block, layers=config.num_layers,
         width=width, vocabulary=config.vocab_size, itemsize=itemsize,
     )  # fmt: skip
-    store = 2 * config.num_layers * batch_size * kv_width * (length + 1) * itemsize
+    kept = batch_size * kv_bytes(config, length, itemsize, tensor_parallel=tensor_parallel)
     return Memory(
         weights=weight_bytes(config, itemsize, quantized=quantized, tensor_parallel=tensor_parallel),
-        kv_store=store if cache.stores or decoder.verifies else 0,
+        kv_store=kept if cache.stores or decoder.verifies else 0,
         method=cache.extra_bytes(size) + decoder.extra_bytes(size),
         logits=batch_size * slots * config.vocab_size * scores,
         activations=batch_size * length * max(attention, feed_forward),

@@ -122,7 +122,7 @@ def forward(model: Transformer, portions: Sequence[Portion]) -> list[Tensor]:
         assert view is not None
         rows = torch.cat([F.pad(p.rows, (0, width - p.width), value=view.store.length) for p in portions])
         tokens = torch.cat([F.pad(p.tokens, (0, width - p.width)) for p in portions])
-    if view is not None and first.hook is None:
+    if view is not None and first.hook is None and (len(portions) > 1 or view.store is not view.store.pool):
         view = view.store.pool.bind(torch.cat([p.view.places for p in portions if p.view is not None]), rows, reach)
     visible = None
     if bool((limits < reach).any()):

@@ -7,8 +7,6 @@ same kind has loaded the libraries; on a GPU it is what torch's allocator has ha
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +17,7 @@ from fastdllm.bench.clock import Timed
 from fastdllm.bench.setting import Setting
 from fastdllm.bench.shapes import llada, spelled
 from fastdllm.engine import Engine, choose_device
+from fastdllm.machine import largest_resident
 from fastdllm.memory import memory, weight_bytes
 from fastdllm.models.packed import give_back
 
@@ -82,8 +81,7 @@ class Gauge:
             return torch.cuda.max_memory_allocated(self.device)
         if CLEAR.exists():
             return _status("VmHWM")
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return largest if sys.platform == "darwin" else largest * 1024
+        return largest_resident()
 
 
 def _status(name: str) -> int:

@@ -113,7 +113,7 @@ def prepare(request: Request, choice: opt.ModelChoice, shared: GenerationOptions
     engine = choice.load(folder)
     return Arena(
         engine=engine, methods=methods, problems=posed.problems, shared=shared, folder=request.out,
-        provenance=provenance(posed, folder, choice.revision), chat=opt.uses_template(engine, None),
+        provenance=provenance(posed, folder, choice.revision), chat=engine.uses_template(),
         batch_size=request.batch_size,
     )  # fmt: skip
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table as Grid
-from rich.text import Text
 
 from fastdllm.cli import options as opt
 from fastdllm.cli.command import command_of
-from fastdllm.cli.console import note, printable, stderr, stdout
+from fastdllm.cli.console import note, stderr
 from fastdllm.cli.progress import progress
-from fastdllm.cli.subject import NO_PLOT, print_study
+from fastdllm.cli.subject import NO_PLOT, print_measured
 from fastdllm.files import write_whole
 
 if TYPE_CHECKING:
@@ -168,7 +166,10 @@ def _told(what: str, total: int) -> Callable[[], None]:
 
 def _publish(done: Bench, top: int, json_file: Path | None, plot: Path | None) -> None:
     """Print the tables, and write the files that were asked for."""
-    _print(done, top)
+    from fastdllm.bench import tables
+
+    print_measured(tables.title(done), tables.all_tables(done, top), tables.sentences(done))
+    note(tables.ROOFLINE)
     if json_file is not None:
         write_whole(json_file, json.dumps(done.as_json(), indent=1) + "\n")
         note(f"written: {json_file}")
@@ -180,22 +181,3 @@ def _publish(done: Bench, top: int, json_file: Path | None, plot: Path | None) -
             return
         for drawn in draw(done, plot):
             note(f"drawn: {drawn}")
-
-
-def _print(done: Bench, top: int) -> None:
-    from fastdllm.bench import tables
-
-    console = stdout()
-    for line in tables.title(done):
-        console.print(Text(printable(line), style="bold"), soft_wrap=True)
-    for table in tables.all_tables(done, top):
-        console.print()
-        print_study(table)
-    console.print()
-    grid = Grid.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in tables.sentences(done):
-        grid.add_row(Text(name), Text(printable(text)))
-    console.print(grid)
-    note(tables.ROOFLINE)

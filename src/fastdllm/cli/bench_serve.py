@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table as Grid
-from rich.text import Text
 
 from fastdllm.cli import options as opt
 from fastdllm.cli.command import command_of
-from fastdllm.cli.console import INTERRUPTED, note, printable, stdout
+from fastdllm.cli.console import INTERRUPTED, note
 from fastdllm.cli.posed import open_problems
 from fastdllm.cli.progress import progress
 from fastdllm.cli.prompts import read_entries
-from fastdllm.cli.subject import print_study
+from fastdllm.cli.subject import print_measured
 from fastdllm.config import GenerationConfig
 from fastdllm.errors import OptionError
 from fastdllm.files import read_text, write_whole
@@ -197,19 +195,8 @@ def _publish(report: Report, json_file: Path | None) -> None:
     """Print tables and sentences, and write the file that was asked for."""
     from fastdllm.load_test import tables
 
-    console = stdout()
-    for line in tables.title(report):
-        console.print(Text(printable(line.replace("`", "")), style="bold"), soft_wrap=True)
-    for table in tables.all_tables(report):
-        console.print()
-        print_study(table)
-    console.print()
-    grid = Grid.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in tables.sentences(report):
-        grid.add_row(Text(name), Text(printable(text)))
-    console.print(grid)
+    title = (line.replace("`", "") for line in tables.title(report))
+    print_measured(title, tables.all_tables(report), tables.sentences(report))
     note(tables.NOTE)
     if json_file is not None:
         write_whole(json_file, json.dumps(report.as_json(), separators=(",", ":")) + "\n")

@@ -157,7 +157,7 @@ def _answer(request: Request, choice: opt.ModelChoice, options: GenerationOption
 
     engine = choice.load(choice.resolve())
     (ids,) = engine.encode([text], chat=request.chat)
-    templated = opt.uses_template(engine, request.chat)
+    templated = engine.uses_template(request.chat)
     task = one.Task(engine=engine, question=text, prompt=ids, options=options, chat=templated, trace=request.trace)
     show = compare.compare if request.compare else one.watch if request.watch else one.print_answer
     show(task)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fastdllm.cli.console import INTERRUPTED, note
-from fastdllm.cli.options import ModelChoice, uses_template
+from fastdllm.cli.options import ModelChoice
 from fastdllm.cli.progress import progress
 from fastdllm.cli.prompts import Entry, read_entries
 from fastdllm.cli.summary import machine, rows_per_token, strategy
@@ -102,7 +102,7 @@ def _here(request: Request, choice: ModelChoice, entries: list[Entry], options: 
     folder = choice.resolve()
     engine = choice.load(folder)
     prompts = [_encode(engine, entry, options, request) for entry in entries]
-    decides = settings(engine, GenerationConfig(**options), chat=uses_template(engine, request.chat))
+    decides = settings(engine, GenerationConfig(**options), chat=engine.uses_template(request.chat))
 
     def answers(at: Sequence[int]) -> Iterator[tuple[int, Completion | str]]:
         """Each as the pass that ends it is done."""

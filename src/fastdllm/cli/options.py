@@ -127,11 +127,6 @@ def _loaded(folder: Path, written: int, dtype: str, device: str, tensor_parallel
     return load(folder, dtype=dtype, device=device, tensor_parallel=tensor_parallel, compile=compile)
 
 
-def uses_template(engine: Engine, chat: bool | None) -> bool:
-    """Whether prompts are wrapped in the chat template: as asked, or when the checkpoint has one."""
-    return chat if chat is not None else engine.text is not None and engine.text.has_chat_template
-
-
 def refuse_together(given: dict[str, bool], *, why: str) -> None:
     """Raise when two or more of ``given`` (flag → was it given) are true."""
     names = [name for name, is_given in given.items() if is_given]

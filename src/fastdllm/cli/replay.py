@@ -98,4 +98,4 @@ def _record(subject: Subject, options: GenerationOptions) -> tuple[Recording, Te
 
     engine = subject.engine
     ids = engine.encode([one.question for one in subject.problems])
-    return record(engine, ids, options, chat=opt.uses_template(engine, None)), engine.text
+    return record(engine, ids, options, chat=engine.uses_template()), engine.text

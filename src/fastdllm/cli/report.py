@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from fastdllm.cli import inspect_reports as inside
-from fastdllm.cli import options as opt
 from fastdllm.cli.arena import AGAIN
 from fastdllm.cli.asked import Asked, with_asked
 from fastdllm.cli.command import command_of
@@ -196,7 +195,7 @@ def bench_of(
     engine = asked.choice.load(checkpoint)
     bench = Bench(
         engine=engine, checkpoint=checkpoint, revision=asked.revision, shared=asked.shared,
-        chat=opt.uses_template(engine, None), batch_size=asked.batch_size,
+        chat=engine.uses_template(), batch_size=asked.batch_size,
         rounds=asked.timing_rounds, timed=asked.timed, folder=asked.out,
         command=command_of(context), watch=progress,
     )  # fmt: skip

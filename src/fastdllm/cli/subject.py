@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 from rich import table as rich_table
+from rich.text import Text
 
 from fastdllm.cli import options as opt
 from fastdllm.cli.command import command_of
@@ -17,7 +18,7 @@ from fastdllm.cli.console import note, printable, stdout
 from fastdllm.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from fastdllm.engine import Engine
     from fastdllm.studies.passes import Question
@@ -118,6 +119,23 @@ def _origin(subject: Subject) -> list[str]:
         f"On {subject.asked}, model {engine.name} (weights `{record['weights']}`), {where}.",
         f"Made by `{record['command']}`.",
     ]
+
+
+def print_measured(title: Iterable[str], tables: Iterable[Table], sentences: Iterable[tuple[str, str]]) -> None:
+    """What was measured on stdout: lines that say of what, tables, and named sentences under them."""
+    console = stdout()
+    for line in title:
+        console.print(Text(printable(line), style="bold"), soft_wrap=True)
+    for table in tables:
+        console.print()
+        print_study(table)
+    console.print()
+    grid = rich_table.Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in sentences:
+        grid.add_row(Text(name), Text(printable(text)))
+    console.print(grid)
 
 
 def print_study(table: Table) -> None:

@@ -99,7 +99,7 @@ def _survey(task: Task, prompts: list[Prompt]) -> Survey | Refused:
             ids.append(engine.start(given, chat=task.chat, **task.options).prompts[0])
     except FastdllmError as error:
         return Refused(index, str(error))
-    chat = task.chat if task.chat is not None else engine.text is not None and engine.text.has_chat_template
+    chat = engine.uses_template(task.chat)
     decides = settings(engine, GenerationConfig(**task.options), chat=chat)
     decides |= {"revision": task.checkpoint.revision, "weights": fingerprint(task.checkpoint.resolve())}
     return Survey(prompts=ids, settings=decides, environment=environment(engine))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from fastdllm.machine import largest_resident
 
 PERCENTILES = (50, 90, 99)
 Lines = Sequence[Mapping[str, Any]]
@@ -75,4 +76,4 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at most: allocated on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return largest_resident()

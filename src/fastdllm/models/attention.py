@@ -89,7 +89,7 @@ def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
     _, groups, length, _ = k.shape
     if rows > MOST_ROWS or 4 * batch * heads * rows * width * length < LEAST_WORK:
         return sdpa
-    sizes = tuple(_bucket(size) for size in (batch, rows, length))
+    sizes = tuple(bucket(size) for size in (batch, rows, length))
     shape = (q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
     if shape not in _measured:
         if is_in_torch_dispatch_mode():  # someone counts operations: what is timed is not theirs, and slowed down
@@ -98,8 +98,8 @@ def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
     return _measured[shape]
 
 
-def _bucket(size: int) -> int:
-    """The power of two from ``size`` upwards: what is that much alike is measured once."""
+def bucket(size: int) -> int:
+    """The power of two from ``size`` upwards: shapes that are that much alike are taken for one."""
     return 1 << (size - 1).bit_length()
 
 

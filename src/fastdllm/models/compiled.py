@@ -19,7 +19,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastdllm.errors import OptionError
 from fastdllm.kv import BoundStore, KVStore
+from fastdllm.models.attention import bucket
 from fastdllm.models.transformer import Block, KeyValues, LayerHook, Transformer, rotary_angles
 
 LENGTH, ROWS = 128, 8
@@ -101,7 +103,7 @@ class Compiled(Transformer):
             return super().forward(tokens_BR, positions_BR, visible, store, layers)
         pool = store.store.pool
         passes = self._passes.setdefault(pool.base, {})
-        shape = _bucket(int(store.places.max()) + 1, pool.batch), _up(tokens_BR.shape[1], ROWS)
+        shape = min(bucket(int(store.places.max()) + 1), pool.batch), _up(tokens_BR.shape[1], ROWS)
         if shape not in passes:
             passes[shape] = StaticPass(self, pool, *shape)
         return passes[shape](tokens_BR, positions_BR, visible, store)
@@ -166,10 +168,23 @@ class StaticPass:
             self.hidden = self.network.few(*inputs)
 
 
+def check_compiler(device: torch.device) -> None:
+    """Refuse a CPU without a C++ compiler, before a model is loaded that could not make its first pass.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if device.type != "cpu":
+        return
+    from torch._inductor import cpp_builder, exc  # seconds to import, which the first compilation takes anyway
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise OptionError(
+            "compile=True on a CPU needs a C++ compiler such as g++, and none was found; leave it out."
+        ) from None
+
+
 def _up(count: int, step: int) -> int:
     return -(-count // step) * step
-
-
-def _bucket(count: int, most: int) -> int:
-    """The least power of two from ``count`` on, at most ``most``."""
-    return int(min(1 << (count - 1).bit_length(), most))

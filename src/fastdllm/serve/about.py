@@ -76,7 +76,7 @@ def model_card(service: Service) -> dict[str, Any]:
             "device": str(engine.device),
             "max_model_len": service.max_model_len,
             "max_choices": settings.max_choices,
-            "chat": engine.text is not None and engine.text.has_chat_template,
+            "chat": engine.uses_template(),
             "aliases": list(settings.aliases),
             "caches": [_strategy(entry) for entry in tables["Caches"]],
             "decoders": [_strategy(entry) for entry in tables["Decoders"]],

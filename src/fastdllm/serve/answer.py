@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastdllm.completion import Draft
 from fastdllm.engine import Engine
 from fastdllm.events import FinishReason, RowEvent
 from fastdllm.pieces import pieces
@@ -42,14 +41,13 @@ class Answer:
     """
 
     def __init__(self, engine: Engine, job: Job, stops: Sequence[str] = ()) -> None:
-        config = engine.config
-        self.draft = Draft(0, len(job.prompt), job.config.gen_length, config.mask_id, config.pad_id)
+        self.draft = engine.draft(0, len(job.prompt), job.config.gen_length)
         self.text = ""
         """What was said so far."""
         self.tokens: list[Token] = []
         """Final tokens left of the first end token."""
         self.finish_reason: FinishReason | None = None
-        self._engine, self._ends = engine, frozenset(config.eos_ids)
+        self._engine, self._ends = engine, frozenset(engine.config.eos_ids)
         self._block = job.config.block_length if job.config.rule.revises else None
         self._detokenizer, self._stops = Detokenizer(engine.text), Stops(stops)
         self._decoded = 0

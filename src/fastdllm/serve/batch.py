@@ -8,13 +8,10 @@ from typing import TypeAlias
 
 import torch
 
-from fastdllm.canvas import Canvas
-from fastdllm.config import GenerationConfig
-from fastdllm.engine import Engine
+from fastdllm.engine import Engine, sampling_of
 from fastdllm.errors import BrokenOff, NumericalError, out_of_memory
 from fastdllm.events import RowEvent, StepEvent
 from fastdllm.loop import Run, advance
-from fastdllm.sampling import Sampling
 from fastdllm.serve.jobs import OutOfMemory, Ticket
 from fastdllm.serve.pool import Pool
 
@@ -27,13 +24,6 @@ LIGHT = 2**26
 
 Outcome: TypeAlias = tuple[int, RowEvent | Exception]
 """What a pass did for the job of that number."""
-
-
-def sampling_of(config: GenerationConfig, device: torch.device | str) -> Sampling:
-    """The sampling options of one row; OptionError where one is out of range."""
-    return Sampling.of(
-        1, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, seed=config.seed, device=device
-    )
 
 
 class Batch:
@@ -60,18 +50,8 @@ class Batch:
         """Let the row of a job that holds a slot take part from the next pass on."""
         assert ticket.slot is not None
         engine, config = self.engine, ticket.job.config
-        canvas = Canvas(
-            [ticket.job.prompt],
-            gen_length=config.gen_length,
-            block_length=config.block_length,
-            mask_id=engine.config.mask_id,
-            eos_ids=engine.config.eos_ids,
-            stop_at_eos=config.stop_at_eos,
-            index=[ticket.number],
-            width=self.pool.width,
-            device=engine.device,
-        )
-        sampling = sampling_of(config, engine.device)
+        canvas = engine.canvas([ticket.job.prompt], config, index=[ticket.number], width=self.pool.width)
+        sampling = sampling_of(config, 1, engine.device)
         store, slots = self.pool.store, [ticket.slot]
         self.runs.append(
             Run(canvas, config.policy, config.rule, sampling, store=store, slots=slots, cfg_scale=config.cfg_scale)

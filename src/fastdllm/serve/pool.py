@@ -9,7 +9,7 @@ from fastdllm.config import GenerationConfig
 from fastdllm.engine import Engine
 from fastdllm.errors import OptionError, out_of_memory
 from fastdllm.kv import KVStore
-from fastdllm.memory import available, memory
+from fastdllm.memory import available, kv_bytes, memory
 from fastdllm.serve.jobs import Limits
 
 SHARE = 0.8
@@ -69,9 +69,7 @@ class Pool:
     @property
     def slot_bytes(self) -> int:
         """Keys and values of one canvas of the full length."""
-        config = self.engine.config
-        heads = self.engine.model.kv_heads
-        return 2 * config.num_layers * heads * config.head_dim * (self.width + 1) * self._itemsize
+        return kv_bytes(self.engine.config, self.width, self._itemsize)
 
     @property
     def _itemsize(self) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import torch
 
-from fastdllm.engine import Engine
+from fastdllm.engine import Engine, sampling_of
 from fastdllm.events import RowEvent
-from fastdllm.serve.batch import Batch, Outcome, fatal, sampling_of
+from fastdllm.serve.batch import Batch, Outcome, fatal
 from fastdllm.serve.jobs import (
     Admitted,
     Counts,
@@ -104,7 +104,7 @@ class Scheduler:
         wants = self.pool.check(len(job.prompt), config)
         self.engine.encode([job.prompt])
         config.rule.check_vocabulary(self.engine.config.vocab_size)
-        sampling_of(config, "cpu")
+        sampling_of(config, 1, "cpu")
         return wants
 
     def _retry_after(self) -> float:

@@ -58,7 +58,7 @@ class Service:
             slots=stats.slots,
             max_model_len=self.max_model_len,
             kv_bytes=stats.kv_bytes,
-            chat=engine.text is not None and engine.text.has_chat_template,
+            chat=engine.uses_template(),
         )
 
     def stop(self) -> None:

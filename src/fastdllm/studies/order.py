@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdllm.caches import Pass
-from fastdllm.completion import Draft
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.engine import Engine
 from fastdllm.events import RowEvent
@@ -136,8 +135,7 @@ def _cells(name: str, passes: Sequence[OrderPass]) -> list[str]:
 def run(engine: Engine, problems: Sequence[Question], options: OrderOptions) -> Order:
     """Decode the first problem and note what every pass did."""
     (prompt,) = encode(engine, problems[:1], options.generation)
-    mask, pad = engine.config.mask_id, engine.config.pad_id
-    draft = Draft(0, len(prompt), options.gen_length, mask, pad)
+    mask, draft = engine.config.mask_id, engine.draft(0, len(prompt), options.gen_length)
     passes, seen = list[OrderPass](), list[dict[int, float]]()
 
     def see(one: Pass) -> None:

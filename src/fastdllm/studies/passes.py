@@ -39,7 +39,7 @@ def encode(engine: Engine, problems: Sequence[Question], options: GenerationOpti
 
 def settings_of(engine: Engine, options: GenerationOptions) -> dict[str, Any]:
     """Everything that decides what is decoded, JSON-ready."""
-    chat = engine.text is not None and engine.text.has_chat_template
+    chat = engine.uses_template()
     return settings(engine, GenerationConfig(**options), chat=chat)
 
 
