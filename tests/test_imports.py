@@ -13,7 +13,7 @@ ROOT = Path(fastdllm.__file__).parent
 # Modules of a tier may import the tiers above it and one another; surfaces never import one another.
 TIERS = (
     ("errors", "events"),
-    ("checks", "files", "processes", "machine"),
+    ("checks", "files", "processes", "machine", "heap"),
     ("canvas", "state"),
     ("kv", "sampling", "density"),
     ("caches", "decoders", "models", "frequencies"),

@@ -179,20 +179,63 @@ def test_loading_holds_the_weights_once(tmp_path, kind, share):
 # Which are packed
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_auto_packs_what_it_pays_for(tmp_path, dtype, monkeypatch):
+@pytest.fixture
+def rule(monkeypatch):
+    """The rule of "auto", small weights included, with nothing measured yet; the list has what it is asked."""
+    asked: list[tuple[int, ...]] = []
+
+    def tall(weight: torch.Tensor) -> bool:
+        asked.append(tuple(weight.shape))
+        return weight.shape[0] > weight.shape[1]
+
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(packed, "LEAST", 64 * 32)
+    monkeypatch.setattr(packed, "_pays", {})
+    monkeypatch.setattr(packed, "pays", tall)
+    return asked
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_auto_packs_the_shapes_that_it_pays_for(tmp_path, dtype, rule, monkeypatch):
     folder = write_checkpoint(tmp_path)
-    monkeypatch.setattr(packed, "PAYS", {torch.float32: 64 * 32, torch.bfloat16: 0})
     of_dtype(getattr(torch, dtype))
     model = fastdllm.load(folder, dtype=dtype).model
-    kinds = {name: isinstance(layer, PackedLinear) for name, layer in model.named_modules()}
-    everything = dtype == "bfloat16"
-    assert kinds["blocks.0.feed_forward.up"]
-    assert kinds["head"]
-    assert kinds["blocks.0.attention.q"] == everything
+    plain = fastdllm.load(folder, dtype=dtype, packed=False).model
+    layers = {name: layer for name, layer in plain.named_modules() if isinstance(layer, nn.Linear)}
+    for name, layer in layers.items():
+        expected = layer.weight.numel() >= 64 * 32 and layer.out_features > layer.in_features
+        assert isinstance(model.get_submodule(name), PackedLinear) == expected, name
+    assert is_packed(model)
+    assert len(rule) == len(set(rule)) > 1  # each shape is measured once
+    fastdllm.load(folder, dtype=dtype)
+    assert len(rule) == len(set(rule))
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert not is_packed(fastdllm.load(folder, dtype=dtype).model)
+
+
+@pytest.mark.parametrize("slow", ["plain", "packed"])
+def test_what_pays_is_what_is_faster(slow, monkeypatch):
+    """A clock that only products move: the slow ones by 3, the others by 2."""
+    now = [0.0]
+
+    def counted(kind, multiply):
+        def product(*args):
+            now[0] += 3.0 if kind == slow else 2.0
+            return multiply(*args)
+
+        return product
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(packed, "linear", counted("plain", packed.linear))
+    monkeypatch.setattr(PackedLinear, "forward", counted("packed", PackedLinear.forward))
+    assert packed.pays(torch.randn(64, 48)) == (slow == "plain")
+
+
+def test_what_wins_by_a_hair_is_chance(monkeypatch):
+    monkeypatch.setattr(packed, "race", lambda *ways: [1.04, 1.0])
+    assert not packed.pays(torch.randn(64, 48))
+    monkeypatch.setattr(packed, "race", lambda *ways: [1.06, 1.0])
+    assert packed.pays(torch.randn(64, 48))
 
 
 def test_the_embedded_model_is_not_packed_in_float32(tiny):

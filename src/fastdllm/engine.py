@@ -16,6 +16,7 @@ from fastdllm.completion import Completion, Draft, fold
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.events import StepEvent
+from fastdllm.heap import keep_freed
 from fastdllm.loop import decode
 from fastdllm.models.attention import check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
@@ -260,7 +261,7 @@ def load(
         compile: compile the layers, and on a GPU record passes over a block as CUDA graphs. The first passes of
             each size take longer, up to a minute; what was compiled is kept for later runs.
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
-            default where that was measured to pay (:func:`fastdllm.models.packed.choose_packing`).
+            default where that pays, which is timed here (:func:`fastdllm.models.packed.choose_packing`).
         attention: ``"sdpa"``, ``"matmul"``, or ``"auto"``: on CPUs, the one that is faster for the shape of a pass,
             timed once. The two round differently; name one where every run must give the same bits.
 
@@ -288,6 +289,7 @@ def load(
     layout = choose_layout(dtype, packed, chosen, where, compile=compile, tensor_parallel=size)
     model = load_weights(folder, config, chosen, where, split, layout)
     model.mixing, model.quantized = mixing, quantization(dtype)
+    keep_freed()
     return Engine(Compiled(model) if compile else model, text, name=str(source))
 
 

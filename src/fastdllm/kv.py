@@ -15,6 +15,11 @@ from torch import Tensor
 
 from fastdllm.canvas import to_device
 
+Batch: TypeAlias = "Tensor | slice"
+"""Batch rows (N,) of a store."""
+Rows: TypeAlias = "Tensor | slice"
+"""Slots (N, R) of a pass, or those that all its batch rows have: a slice is written many times as fast."""
+
 
 class KVStore:
     """Preallocated keys (after RoPE) and values of every layer and canvas slot.
@@ -72,31 +77,32 @@ class KVStore:
         """Some of its batch rows as a store of their own."""
         return Lease(self, rows)
 
-    def bind(self, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
+    def bind(self, batch: Tensor, rows: Tensor, reach: int, span: slice | None = None) -> BoundStore:
         """The store as one pass sees it that computes ``rows`` (N, R) of the batch rows ``batch`` (N,), on the host.
 
         Args:
             reach: slots from here on are not read.
+            span: the rows as a slice, where they are known to be the same for all and to follow one another.
         """
-        return bind(self, batch, rows, reach)
+        return bind(self, batch, rows, reach, span)
 
-    def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, batch: Batch, rows: Rows, keys: Tensor, values: Tensor) -> None:
         """Overwrite slots ``rows`` (N, R) of batch rows ``batch`` (N,) with ``keys``/``values`` (N, H, R, D)."""
         self.write_keys(layer, batch, rows, keys)
         self.write_values(layer, batch, rows, values)
 
-    def write_keys(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor) -> None:
-        self._keys[layer][batch[:, None], :, rows] = keys.transpose(1, 2)
+    def write_keys(self, layer: int, batch: Batch, rows: Rows, keys: Tensor) -> None:
+        _write(self._keys[layer], batch, rows, keys)
 
-    def write_values(self, layer: int, batch: Tensor, rows: Tensor, values: Tensor) -> None:
-        self._values[layer][batch[:, None], :, rows] = values.transpose(1, 2)
+    def write_values(self, layer: int, batch: Batch, rows: Rows, values: Tensor) -> None:
+        _write(self._values[layer], batch, rows, values)
 
-    def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, batch: Batch, reach: int) -> tuple[Tensor, Tensor]:
         """Keys and values (N, H, reach, D) of the batch rows ``batch`` (N,): a view of those of a slice."""
         keys, values = self.of_layer(layer, batch)
         return keys[:, :, :reach], values[:, :, :reach]
 
-    def of_layer(self, layer: int, batch: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def of_layer(self, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Keys and values (N, H, T + 1, D) of the batch rows ``batch`` (N,), the spare slot included."""
         return self._keys[layer][batch], self._values[layer][batch]
 
@@ -144,20 +150,20 @@ class Lease:
         """Batch rows of the pool behind the batch rows ``batch`` (N,), on the host."""
         return self._rows[batch]
 
-    def bind(self, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
+    def bind(self, batch: Tensor, rows: Tensor, reach: int, span: slice | None = None) -> BoundStore:
         """As :meth:`KVStore.bind`."""
-        return bind(self, batch, rows, reach)
+        return bind(self, batch, rows, reach, span)
 
-    def write(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, batch: Batch, rows: Rows, keys: Tensor, values: Tensor) -> None:
         self.pool.write(layer, self._on_device[batch], rows, keys, values)
 
-    def write_keys(self, layer: int, batch: Tensor, rows: Tensor, keys: Tensor) -> None:
+    def write_keys(self, layer: int, batch: Batch, rows: Rows, keys: Tensor) -> None:
         self.pool.write_keys(layer, self._on_device[batch], rows, keys)
 
-    def write_values(self, layer: int, batch: Tensor, rows: Tensor, values: Tensor) -> None:
+    def write_values(self, layer: int, batch: Batch, rows: Rows, values: Tensor) -> None:
         self.pool.write_values(layer, self._on_device[batch], rows, values)
 
-    def read(self, layer: int, batch: Tensor | slice, reach: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, batch: Batch, reach: int) -> tuple[Tensor, Tensor]:
         return self.pool.read(layer, self._on_device[batch], reach)
 
     def clear(self, batch: Sequence[int]) -> None:
@@ -172,6 +178,15 @@ class Lease:
         self._set(torch.cat((self._rows, other._rows)))
 
 
+def _write(held: Tensor, batch: Batch, rows: Rows, fresh: Tensor) -> None:
+    """Overwrite slots ``rows`` of ``held`` (B, H, T + 1, D) with ``fresh`` (N, H, R, D)."""
+    if isinstance(rows, slice):
+        held[batch, :, rows] = fresh
+    else:
+        assert isinstance(batch, Tensor)
+        held[batch[:, None], :, rows] = fresh.transpose(1, 2)
+
+
 Store: TypeAlias = KVStore | Lease
 
 
@@ -184,22 +199,40 @@ class BoundStore:
     """Batch rows (N,), on the device."""
     rows: Tensor
     reach: int
-    where: Tensor | slice
+    where: Batch
     """The same batch rows, a slice where they follow one another."""
+    span: slice | None
+    """The rows as a slice, where they are known to be one."""
     places: Tensor
     """Batch rows of the pool behind them, on the host."""
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``keys``/``values`` (N, H, R, D) to the pass's rows; return all slots in reach (N, H, reach, D)."""
-        self.store.write(layer, self.batch, self.rows, keys, values)
+        if self.span is None:
+            self.store.write(layer, self.batch, self.rows, keys, values)
+        else:
+            self.store.write(layer, self.where, self.span, keys, values)
         return self.store.read(layer, self.where, self.reach)
 
 
-def bind(store: Store, batch: Tensor, rows: Tensor, reach: int) -> BoundStore:
-    first, count, on_device = int(batch[0]), len(batch), to_device(batch, rows.device)
-    follow = torch.equal(batch, torch.arange(first, first + count))
-    where = slice(first, first + count) if follow else on_device
-    return BoundStore(store, on_device, rows, reach, where, store.places(batch))
+def bind(store: Store, batch: Tensor, rows: Tensor, reach: int, span: slice | None) -> BoundStore:
+    where, on_device = as_slice(batch), to_device(batch, rows.device)
+    return BoundStore(
+        store=store, batch=on_device, rows=rows, reach=reach, where=on_device if where is None else where, span=span,
+        places=store.places(batch),
+    )  # fmt: skip
+
+
+def common_slice(rows: Tensor) -> slice | None:
+    """What the slots ``rows`` (N, R), on the host, are where they are the same for all and follow one another."""
+    return as_slice(rows[0]) if bool((rows == rows[0]).all()) else None
+
+
+def as_slice(numbers: Tensor) -> slice | None:
+    """Numbers (N,), on the host, as a slice where they follow one another."""
+    first, count = int(numbers[0]), len(numbers)
+    follow = torch.equal(numbers, torch.arange(first, first + count))
+    return slice(first, first + count) if follow else None
 
 
 @dataclass(frozen=True)

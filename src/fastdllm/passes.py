@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdllm.caches import CachePolicy, Plan
 from fastdllm.canvas import Canvas, to_device
-from fastdllm.kv import BoundStore, Store
+from fastdllm.kv import BoundStore, Store, common_slice
 from fastdllm.models.transformer import LayerHook, Transformer
 from fastdllm.state import RowState
 
@@ -84,10 +84,12 @@ def split(ask: Ask) -> Iterator[Portion]:
     canvas, plan = ask.canvas, ask.plan
     for group in plan.groups():
         width = int(plan.counts[group].max())
-        rows = to_device(plan.rows[to_device(group, plan.rows.device), :width], canvas.device)
+        planned = plan.rows[to_device(group, plan.rows.device), :width]
+        rows = to_device(planned, canvas.device)
         limits, view, hook = plan.reach[group], None, None
         if ask.store is not None:
-            view = ask.store.bind(group, rows, int(limits.max()))
+            span = common_slice(planned) if plan.unbroken else None
+            view = ask.store.bind(group, rows, int(limits.max()), span)
             hook = ask.cache.layers(plan, group, view, ask.state)
         tokens = canvas.at(to_device(group, canvas.device), rows)
         yield Portion(ask=ask, group=group, rows=rows, tokens=tokens, limits=limits, view=view, hook=hook)
@@ -123,7 +125,8 @@ def forward(model: Transformer, portions: Sequence[Portion]) -> list[Tensor]:
         rows = torch.cat([F.pad(p.rows, (0, width - p.width), value=view.store.length) for p in portions])
         tokens = torch.cat([F.pad(p.tokens, (0, width - p.width)) for p in portions])
     if view is not None and first.hook is None and (len(portions) > 1 or view.store is not view.store.pool):
-        view = view.store.pool.bind(torch.cat([p.view.places for p in portions if p.view is not None]), rows, reach)
+        places = torch.cat([p.view.places for p in portions if p.view is not None])
+        view = view.store.pool.bind(places, rows, reach, view.span if len(portions) == 1 else None)
     visible = None
     if bool((limits < reach).any()):
         visible = to_device(torch.arange(reach) < limits[:, None], rows.device)

@@ -171,7 +171,7 @@ class Prediction:
 
     def redrawn(self, logits: Tensor) -> Prediction:
         """The same slots with proposals drawn anew, with the same noise, from other ``logits`` (B, M, V)."""
-        return _draw(logits, self.slots, self.sampling, self.noise)
+        return _draw(logits, logits.max(-1).indices, self.slots, self.sampling, self.noise)
 
     def score(self, alg: str) -> Tensor:
         """Order of preference (B, M), larger first: the names are Dream's, plus LLaDA's ``random``."""
@@ -228,26 +228,27 @@ def propose(logits: Tensor, slots: Slots, sampling: Sampling, nfe: Tensor, mask_
     leaves the confidence untempered (LLaDA's generate.py). The mask token is never proposed.
 
     Args:
-        logits: (B, M, V) in the model's dtype.
+        logits: (B, M, V) in the model's dtype; overwritten.
         slots: what the logits predict.
         sampling: options of each row.
         nfe: passes of each row so far, (B,) on the device.
         mask_id: the id that is forbidden.
     """
-    logits = logits.float()
     logits[..., mask_id] = float("-inf")
+    best, likeliest = logits.max(-1, keepdim=True)
     # With the best logit at 0 a confidence close to 1 keeps its digits: at 60 a float32 step is 4e-6.
-    logits -= logits.amax(-1, keepdim=True)
+    logits = logits.float().sub_(best)
     if sampling.filtered:
         logits = _filter(logits, sampling)
-    return _draw(logits, slots, sampling, Noise(sampling.seed, nfe))
+    return _draw(logits, likeliest[..., 0], slots, sampling, Noise(sampling.seed, nfe))
 
 
-def _draw(logits: Tensor, slots: Slots, sampling: Sampling, noise: Noise) -> Prediction:
-    drawn = logits
+def _draw(logits: Tensor, likeliest: Tensor, slots: Slots, sampling: Sampling, noise: Noise) -> Prediction:
+    """Proposals from ``logits`` (B, M, V), of which ``likeliest`` (B, M) are the best."""
+    tokens = likeliest
     if sampling.noisy:
-        drawn = logits + sampling.temperature[:, None, None] * noise.token_gumbel(slots.positions, logits.shape[-1])
-    tokens = drawn.argmax(-1)
+        noisy = logits + sampling.temperature[:, None, None] * noise.token_gumbel(slots.positions, logits.shape[-1])
+        tokens = noisy.max(-1).indices  # on CPUs in half the time of argmax
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
     confidence = (chosen - logits.logsumexp(-1)).exp()
     return Prediction(slots=slots, tokens=tokens, confidence=confidence, logits=logits, noise=noise, sampling=sampling)

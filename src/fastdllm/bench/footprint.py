@@ -17,9 +17,9 @@ from fastdllm.bench.clock import Timed
 from fastdllm.bench.setting import Setting
 from fastdllm.bench.shapes import llada, spelled
 from fastdllm.engine import Engine, choose_device
+from fastdllm.heap import give_back
 from fastdllm.machine import largest_resident
 from fastdllm.memory import memory, weight_bytes
-from fastdllm.models.packed import give_back
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PASSES = 4

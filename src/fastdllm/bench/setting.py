@@ -18,6 +18,7 @@ from fastdllm.config import GenerationConfig, GenerationOptions, describe
 from fastdllm.decoders import Decoder
 from fastdllm.engine import Engine, choose_device, choose_dtype, choose_layout, fast_at, load
 from fastdllm.errors import OptionError
+from fastdllm.heap import keep_freed
 from fastdllm.models.attention import check_mixing
 from fastdllm.models.compiled import Compiled
 from fastdllm.models.config import ModelConfig
@@ -81,6 +82,7 @@ class Load:
         device, chosen, layout = self._of_shape()
         model = random_model(parse_shape(self.shape), chosen, device, layout)
         model.mixing, model.quantized = check_mixing(self.attention), quantization(self.dtype)
+        keep_freed()
         return Engine(Compiled(model) if self.compile else model, name=self.shape)
 
     def _of_shape(self) -> tuple[torch.device, torch.dtype, Layout | None]:

@@ -32,15 +32,18 @@ class Plan:
     """Rows charged to the pass: ``counts``, or what a layer hook that skips some of them puts here."""
     phase: Tensor
     """Batch rows of one phase may share a pass through the network."""
+    unbroken: bool = False
+    """Whether each batch row's positions are known to follow one another; ``rows`` is then a host tensor, too."""
 
     def groups(self) -> list[Tensor]:
         """Batch rows that go through the network together."""
         return [(self.phase == phase).nonzero()[:, 0] for phase in self.phase.unique().tolist()]
 
 
-def plan_of(rows: Tensor, counts: Tensor, reach: Tensor) -> Plan:
+def plan_of(rows: Tensor, counts: Tensor, reach: Tensor, unbroken: bool = False) -> Plan:
     """A plan whose passes pad little: batch rows that compute much go apart from those that compute little."""
-    return Plan(rows=rows, counts=counts, reach=reach, computed=counts, phase=(counts * 2 > counts.max()).long())
+    phase = (counts * 2 > counts.max()).long()
+    return Plan(rows=rows, counts=counts, reach=reach, computed=counts, phase=phase, unbroken=unbroken)
 
 
 def span(first: Tensor, last: Tensor, pad: int, reach: Tensor, head: Tensor | None = None) -> Plan:
@@ -50,7 +53,7 @@ def span(first: Tensor, last: Tensor, pad: int, reach: Tensor, head: Tensor | No
     counts = head + last - first
     places = torch.arange(int(counts.max()))
     rows = places + torch.where(places < head[:, None], 0, (first - head)[:, None])
-    return plan_of(rows.masked_fill(places >= counts[:, None], pad), counts, reach)
+    return plan_of(rows.masked_fill(places >= counts[:, None], pad), counts, reach, unbroken=not head.any())
 
 
 def scattered(chosen: Tensor, reach: Tensor) -> Plan:

@@ -10,8 +10,8 @@ length, D head width.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastdllm.errors import OptionError
+from fastdllm.models.race import race
 
 Mixing = Literal["auto", "sdpa", "matmul"]
 Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -28,7 +29,6 @@ MOST_ROWS = 128
 """With more rows than this, scores of every row and key take more memory than they are worth."""
 LEAST_WORK = 2**24
 """Multiplications and additions below which a pass takes less than telling the two apart."""
-ROUNDS = 3
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -37,9 +37,23 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def matmul(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """The same as two products; the queries of a group are rows of one, so that no key or value is repeated."""
-    mixed: Tensor = weights(q, k, visible).flatten(2, 3) @ v
+    """The same as two products; the queries of a group are rows of one, so that no key or value is repeated.
+
+    Scores are computed keys first: the long side of a product is then read as it lies, and the short one reordered.
+    """
+    scores: Tensor = k @ _grouped(q, k).transpose(-1, -2)
+    if visible is not None:
+        unseen = ~visible.transpose(-1, -2)[:, :, :, None]  # (B, 1, T, 1, 1 or R)
+        scores = scores.view(*scores.shape[:3], -1, q.shape[2]).masked_fill(unseen, float("-inf")).flatten(3)
+    mixed: Tensor = scores.softmax(-2).transpose(-1, -2) @ v
     return mixed.view(q.shape)
+
+
+def _grouped(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled queries (B, K, G * R, D), those of a group one after another."""
+    batch, _, _, width = q.shape
+    rows: Tensor = (q * width**-0.5).reshape(batch, k.shape[1], -1, width)
+    return rows
 
 
 def weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
@@ -47,10 +61,8 @@ def weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
 
     The softmax is computed in float32 and rounded to the dtype of ``q``.
     """
-    batch, heads, count, width = q.shape
-    groups = k.shape[1]
-    rows = (q * width**-0.5).reshape(batch, groups, -1, width)
-    scores: Tensor = (rows @ k.transpose(-1, -2)).view(batch, groups, heads // groups, count, -1)
+    scores: Tensor = _grouped(q, k) @ k.transpose(-1, -2)
+    scores = scores.view(*scores.shape[:2], -1, q.shape[2], k.shape[2])
     if visible is not None:
         scores = scores.masked_fill(~visible[:, :, None], float("-inf"))
     return scores.softmax(-1)  # of half types too torch computes it in float32
@@ -94,22 +106,12 @@ def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
     if shape not in _measured:
         if is_in_torch_dispatch_mode():  # someone counts operations: what is timed is not theirs, and slowed down
             return sdpa
-        _measured[shape] = _race(q, k, v, visible)
+        mixes = list(MIXES.values())
+        seconds = race(*(partial(mix, q, k, v, visible) for mix in mixes))
+        _measured[shape] = mixes[seconds.index(min(seconds))]
     return _measured[shape]
 
 
 def bucket(size: int) -> int:
     """The power of two from ``size`` upwards: shapes that are that much alike are taken for one."""
     return 1 << (size - 1).bit_length()
-
-
-def _race(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
-    """The implementation whose best of :data:`ROUNDS` runs, taken in turns after one to warm up, is the shortest."""
-    best = dict.fromkeys(MIXES.values(), float("inf"))
-    for turn in range(ROUNDS + 1):
-        for mix in best:
-            began = time.perf_counter()
-            mix(q, k, v, visible)
-            if turn:
-                best[mix] = min(best[mix], time.perf_counter() - began)
-    return min(best, key=best.__getitem__)

@@ -9,16 +9,17 @@ Shapes: N outputs, K inputs.
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fastdllm.errors import OptionError
+from fastdllm.heap import give_back
+from fastdllm.models.race import race
 from fastdllm.models.transformer import Transformer
 
 Layout: TypeAlias = Callable[[nn.Linear, Tensor], nn.Module]
@@ -26,8 +27,16 @@ Layout: TypeAlias = Callable[[nn.Linear, Tensor], nn.Module]
 
 ROWS = 32
 """Rows of a pass that the layout is chosen for: a block's, as most passes have."""
-PAYS = {torch.bfloat16: 0, torch.float32: 2**19}
-"""Numbers in a weight from which packing pays, by its dtype: smaller ones of float32 are fast as they are."""
+LEAST = 2**19
+"""Numbers in a weight from which packing can pay: products with smaller ones take less than calling for them."""
+COLD = 32 * 2**20
+"""Bytes of weights to be multiplied with in turns, so that none is still in a cache, as in a pass."""
+WIDE, WORK = 512, 2**31
+"""Rows of a pass over a canvas, and multiplications from which fewer of them tell as much."""
+BLOCK = 10
+"""Passes over a block's rows for each one over a canvas."""
+GAIN = 1.05
+"""How many times as fast packed products must be: a layout that wins by less is a matter of chance."""
 
 
 class PackedLinear(nn.Module):
@@ -71,20 +80,40 @@ class PackedLinear(nn.Module):
         raise OptionError("packed weights cannot be moved or cast; load the model with packed=False, device and dtype.")
 
 
-def pack(linear: nn.Linear, weight: Tensor) -> nn.Module:
+def pack(layer: nn.Linear, weight: Tensor) -> nn.Module:
     """The layout of ``packed=True``."""
-    return PackedLinear(weight, linear.bias)
+    return PackedLinear(weight, layer.bias)
 
 
-def pack_large(linear: nn.Linear, weight: Tensor) -> nn.Module:
-    """The layout of ``packed="auto"``."""
-    return pack(linear, weight) if weight.numel() >= PAYS[weight.dtype] else fill(linear, weight)
+def pack_where_it_pays(layer: nn.Linear, weight: Tensor) -> nn.Module:
+    """The layout of ``packed="auto"``: whichever is faster for weights of that shape, timed when one is first seen."""
+    if weight.numel() < LEAST:
+        return fill(layer, weight)
+    shape = (weight.dtype, torch.get_num_threads(), *weight.shape)
+    if shape not in _pays:
+        _pays[shape] = pays(weight)
+    return pack(layer, weight) if _pays[shape] else fill(layer, weight)
 
 
-def fill(linear: nn.Linear, weight: Tensor) -> nn.Linear:
+_pays: dict[tuple[object, ...], bool] = {}
+
+
+def pays(weight: Tensor) -> bool:
+    """Whether products with a weight (N, K) are faster once it is packed, over a block's rows and a canvas's."""
+    dense = [weight] + [weight.clone() for _ in range(COLD // weight.nbytes - 1)]
+    packed = [PackedLinear(copy, None) for copy in dense]
+    wide = max(ROWS, min(WIDE, WORK // weight.numel()))
+    few, many = weight.new_ones(ROWS, weight.shape[1]), weight.new_ones(wide, weight.shape[1])
+    of_few = race(lambda: [linear(few, copy) for copy in dense], lambda: [layer(few) for layer in packed])
+    of_many = race(lambda: linear(many, weight), lambda: packed[0](many))
+    plain, laid_out = (BLOCK * short / len(dense) + long for short, long in zip(of_few, of_many, strict=True))
+    return plain > GAIN * laid_out
+
+
+def fill(layer: nn.Linear, weight: Tensor) -> nn.Linear:
     """The plain layer with this weight."""
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
@@ -99,7 +128,8 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 def choose_packing(packed: bool | str, dtype: torch.dtype, device: torch.device) -> Layout | None:
     """The layout that ``packed`` stands for; None for plain layers.
 
-    ``"auto"`` packs where it was measured to pay: on x86 CPUs, weights of the dtypes and sizes of :data:`PAYS`.
+    ``"auto"`` packs where it pays (:func:`pack_where_it_pays`), on x86 CPUs. In 16 bits plain and packed products are
+    the same numbers; in float32 they round differently, so name one where every run must give the same bits.
 
     Raises:
         OptionError: weights cannot be packed here, or ``packed`` is neither a bool nor ``"auto"``.
@@ -108,8 +138,7 @@ def choose_packing(packed: bool | str, dtype: torch.dtype, device: torch.device)
         raise OptionError(f"packed={packed!r} is not one of True, False, auto.")
     possible = packs(dtype, device)
     if packed == "auto":
-        measured = dtype in PAYS and platform.machine().lower() in ("x86_64", "amd64")
-        return pack_large if possible and measured else None
+        return pack_where_it_pays if possible and platform.machine().lower() in ("x86_64", "amd64") else None
     if packed and not possible:
         raise OptionError(
             f"packed=True needs a CPU with oneDNN and a dtype that it is fast at; "
@@ -138,13 +167,3 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
     give_back()
-
-
-def give_back() -> None:
-    """Hand freed memory back to the system, where the C library is one that can be asked to.
-
-    Weights in their old form, freed between those in the new one, leave holes that nothing fits into: glibc keeps
-    them, half as much again as the weights, and looks through the heap for them in a millisecond.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
