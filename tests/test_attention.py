@@ -12,6 +12,7 @@ from fastdllm.arena.flops import Counter
 from fastdllm.errors import OptionError
 from fastdllm.models import attention
 from fastdllm.models.attention import attend, matmul, sdpa, weights
+from fastdllm.models.race import ROUNDS
 from toys import FAMILIES, prompts_of, toy_engine, toy_model
 
 BITS = {torch.float32: 2**-18, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -98,8 +99,8 @@ def test_a_shape_is_measured_once(monkeypatch, slow, fast):
     calls = timed(monkeypatch, slow)
     q, k, v = tensors(1, 8, 8, 32, 600, width=64)
     attend(q, k, v, None)
-    race = attention.ROUNDS + 1
-    assert sorted(calls) == sorted(["sdpa", "matmul"] * race + [fast])
+    turns = ROUNDS + 1
+    assert sorted(calls) == sorted(["sdpa", "matmul"] * turns + [fast])
     for rows, length in ((32, 600), (20, 520), (32, 1024)):  # of the same power of two
         calls.clear()
         attend(*tensors(1, 8, 8, rows, length, width=64), None)
@@ -111,15 +112,15 @@ def test_a_shape_is_measured_once(monkeypatch, slow, fast):
     for other in others:
         calls.clear()
         attend(*other, None)
-        assert len(calls) == 2 * race + 1
+        assert len(calls) == 2 * turns + 1
     calls.clear()
     attend(q, k, v, torch.ones(1, 1, 1, 600, dtype=torch.bool))
-    assert len(calls) == 2 * race + 1
+    assert len(calls) == 2 * turns + 1
 
 
 @torch.inference_mode()
 def test_nothing_is_measured_where_it_does_not_pay(monkeypatch):
-    monkeypatch.setattr(attention, "_race", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(attention, "race", lambda *given: pytest.fail("measured"))
     attend(*tensors(1, 4, 4, 8, 100), None)  # little work
     attend(*tensors(1, 4, 4, attention.MOST_ROWS + 1, 1000), None)  # rows as in a full pass
     with torch.inference_mode(False), torch.enable_grad():
@@ -133,7 +134,7 @@ def test_nothing_is_measured_where_it_does_not_pay(monkeypatch):
 
 @torch.inference_mode()
 def test_a_compiler_sees_the_fused_kernel_alone(monkeypatch):
-    monkeypatch.setattr(attention, "_race", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(attention, "race", lambda *given: pytest.fail("measured"))
     given = tensors(1, 8, 8, 32, 600, width=64)
     seen = torch._dynamo.explain(attend)(*given, None)
     assert seen.graph_break_count == 0

@@ -84,11 +84,10 @@ def split(ask: Ask) -> Iterator[Portion]:
     canvas, plan = ask.canvas, ask.plan
     for group in plan.groups():
         width = int(plan.counts[group].max())
-        planned = plan.rows[to_device(group, plan.rows.device), :width]
-        rows = to_device(planned, canvas.device)
+        rows = to_device(plan.rows[to_device(group, plan.rows.device), :width], canvas.device)
         limits, view, hook = plan.reach[group], None, None
         if ask.store is not None:
-            span = common_slice(planned) if plan.unbroken else None
+            span = common_slice(plan.rows[group, :width]) if plan.unbroken else None
             view = ask.store.bind(group, rows, int(limits.max()), span)
             hook = ask.cache.layers(plan, group, view, ask.state)
         tokens = canvas.at(to_device(group, canvas.device), rows)
