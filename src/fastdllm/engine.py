@@ -353,14 +353,13 @@ def choose_layout(
         OptionError: they contradict one another, or the device.
     """
     kind = quantization(asked)
-    split = f"tensor_parallel={tensor_parallel}" if tensor_parallel > 1 else ""
+    other = "compile=True" if compile else f"tensor_parallel={tensor_parallel}" if tensor_parallel > 1 else ""
     if kind and packed != "auto":
         raise OptionError(f"packed={packed} is about float weights: leave it out with dtype={kind!r}.")
-    other = split or ("compile=True" if compile and device.type == "cpu" else "")
-    if kind and other:
+    if kind and (tensor_parallel > 1 or (other and device.type == "cpu")):
         raise OptionError(f"dtype={kind!r} does not go with {other} on {device.type}: leave one of them out.")
     if kind:
         return int8_layout() if kind == "int8" and device.type == "cpu" else torchao_layout(kind, device)
-    if split and packed is True:
-        raise OptionError(f"packed=True does not go with {split}: leave one of them out.")
-    return None if split else choose_packing(packed, dtype, device)
+    if other and packed is True:
+        raise OptionError(f"packed=True does not go with {other}: leave one of them out.")
+    return None if other else choose_packing(packed, dtype, device)

@@ -9,9 +9,7 @@ Shapes: N outputs, K inputs.
 
 from __future__ import annotations
 
-import itertools
 import platform
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -55,8 +53,6 @@ class PackedLinear(nn.Module):
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
         self.bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
-        self._ticket = torch.tensor(next(_tickets))
-        _given_out[int(self._ticket)] = self
 
     @property
     def weight(self) -> Tensor:
@@ -70,9 +66,6 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., N) of the rows ``x`` (..., K)."""
-        if torch.compiler.is_compiling():
-            compiled: Tensor = torch.ops.fastdllm.packed_linear(x, self._ticket, self.out_features)
-            return compiled
         out: Tensor = self._multiply(x, self.packed, self.bias, "none", [], "")
         return out
 
@@ -85,24 +78,6 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         raise OptionError("packed weights cannot be moved or cast; load the model with packed=False, device and dtype.")
-
-
-_tickets = itertools.count()
-_given_out: weakref.WeakValueDictionary[int, PackedLinear] = weakref.WeakValueDictionary()
-_library = torch.library.Library("fastdllm", "DEF")
-_library.define("packed_linear(Tensor x, Tensor ticket, int outputs) -> Tensor")
-
-
-@torch.library.impl(_library, "packed_linear", "CPU")
-def _packed_linear(x: Tensor, ticket: Tensor, outputs: int) -> Tensor:
-    """A packed layer's product in compiled code: compilers do not know packed weights, so it takes a ticket for one."""
-    out: Tensor = _given_out[int(ticket)](x)
-    return out
-
-
-@torch.library.impl(_library, "packed_linear", "Meta")
-def _packed_shape(x: Tensor, ticket: Tensor, outputs: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], outputs)
 
 
 def pack(layer: nn.Linear, weight: Tensor) -> nn.Module:
