@@ -261,7 +261,7 @@ def load(
         compile: compile the layers, and on a GPU record passes over a block as CUDA graphs. The first passes of
             each size take longer, up to a minute; what was compiled is kept for later runs.
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
-            default where that pays, which is timed here (:func:`fastdllm.models.packed.choose_packing`).
+            default where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`).
         attention: ``"sdpa"``, ``"matmul"``, or ``"auto"``: on CPUs, the one that is faster for the shape of a pass,
             timed once. The two round differently; name one where every run must give the same bits.
 

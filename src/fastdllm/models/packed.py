@@ -31,10 +31,6 @@ LEAST = 2**19
 """Numbers in a weight from which packing can pay: products with smaller ones take less than calling for them."""
 COLD = 32 * 2**20
 """Bytes of weights to be multiplied with in turns, so that none is still in a cache, as in a pass."""
-WIDE, WORK = 512, 2**31
-"""Rows of a pass over a canvas, and multiplications from which fewer of them tell as much."""
-BLOCK = 10
-"""Passes over a block's rows for each one over a canvas."""
 GAIN = 1.05
 """How many times as fast packed products must be: a layout that wins by less is a matter of chance."""
 
@@ -86,9 +82,16 @@ def pack(layer: nn.Linear, weight: Tensor) -> nn.Module:
 
 
 def pack_where_it_pays(layer: nn.Linear, weight: Tensor) -> nn.Module:
-    """The layout of ``packed="auto"``: whichever is faster for weights of that shape, timed when one is first seen."""
+    """The layout of ``packed="auto"``.
+
+    In 16 bits whichever is faster for weights of that shape, timed when one is first seen: both give the same bits. In
+    float32 they do not, so chance must not choose: all but small weights are packed, which paid wherever it was
+    measured.
+    """
     if weight.numel() < LEAST:
         return fill(layer, weight)
+    if weight.dtype == torch.float32:
+        return pack(layer, weight)
     shape = (weight.dtype, torch.get_num_threads(), *weight.shape)
     if shape not in _pays:
         _pays[shape] = pays(weight)
@@ -99,14 +102,14 @@ _pays: dict[tuple[object, ...], bool] = {}
 
 
 def pays(weight: Tensor) -> bool:
-    """Whether products with a weight (N, K) are faster once it is packed, over a block's rows and a canvas's."""
+    """Whether products of a block's rows with a weight (N, K) are faster once it is packed.
+
+    With the rows of a whole canvas the two were alike wherever they were measured.
+    """
     dense = [weight] + [weight.clone() for _ in range(COLD // weight.nbytes - 1)]
     packed = [PackedLinear(copy, None) for copy in dense]
-    wide = max(ROWS, min(WIDE, WORK // weight.numel()))
-    few, many = weight.new_ones(ROWS, weight.shape[1]), weight.new_ones(wide, weight.shape[1])
-    of_few = race(lambda: [linear(few, copy) for copy in dense], lambda: [layer(few) for layer in packed])
-    of_many = race(lambda: linear(many, weight), lambda: packed[0](many))
-    plain, laid_out = (BLOCK * short / len(dense) + long for short, long in zip(of_few, of_many, strict=True))
+    rows = weight.new_ones(ROWS, weight.shape[1])
+    plain, laid_out = race(lambda: [linear(rows, copy) for copy in dense], lambda: [layer(rows) for layer in packed])
     return plain > GAIN * laid_out
 
 
@@ -128,8 +131,7 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 def choose_packing(packed: bool | str, dtype: torch.dtype, device: torch.device) -> Layout | None:
     """The layout that ``packed`` stands for; None for plain layers.
 
-    ``"auto"`` packs where it pays (:func:`pack_where_it_pays`), on x86 CPUs. In 16 bits plain and packed products are
-    the same numbers; in float32 they round differently, so name one where every run must give the same bits.
+    ``"auto"`` packs where it pays (:func:`pack_where_it_pays`), on x86 CPUs.
 
     Raises:
         OptionError: weights cannot be packed here, or ``packed`` is neither a bool nor ``"auto"``.
