@@ -15,6 +15,7 @@ from fastdllm.cli import one
 from fastdllm.cli.console import printable
 from fastdllm.config import parse_cache, parse_decoder
 from fastdllm.memory import available, memory, parameters
+from fastdllm.models.transformer import Attention
 from fastdllm.state import RowState
 from helpers import QUICK, refused, run, write_checkpoint
 from toys import toy_engine
@@ -181,9 +182,15 @@ def test_memory_of_a_method_is_what_it_keeps(monkeypatch, method):
         held["means"] = max(held.get("means", 0), sum(mean.nbytes for mean in hook.means))
         taken(hook)
 
-    taken = Rollout._note
+    def look(attention: Attention, *given: torch.Tensor | None) -> torch.Tensor:
+        found = weights(attention, *given)
+        held["scores and weights"] = max(held.get("scores and weights", 0), 2 * found.nbytes)
+        return found
+
+    taken, weights = Rollout._note, Attention.weights
     monkeypatch.setattr("fastdllm.loop.RowState", Weighed)
     monkeypatch.setattr(Rollout, "_note", note)
+    monkeypatch.setattr(Attention, "weights", look)
     engine = toy_engine()
     for _ in engine.stream([[5] * 20] * 3, gen_length=12, block_length=5, cache=cache, decoder=decoder):
         pass

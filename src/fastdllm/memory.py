@@ -98,7 +98,7 @@ def memory(
     slots = gen_length if cache.looks_beyond or decoder.looks_beyond else block
     size = Size(
         batch=batch_size, length=length, gen_length=gen_length, block_length=block, layers=config.num_layers,
-        width=width, vocabulary=config.vocab_size, itemsize=itemsize,
+        heads=config.num_heads // tensor_parallel, width=width, vocabulary=config.vocab_size, itemsize=itemsize,
     )  # fmt: skip
     kept = batch_size * kv_bytes(config, length, itemsize, tensor_parallel=tensor_parallel)
     return Memory(

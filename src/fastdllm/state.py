@@ -22,6 +22,8 @@ class Size:
     gen_length: int
     block_length: int
     layers: int
+    heads: int
+    """Query heads of one process."""
     width: int
     vocabulary: int
     itemsize: int

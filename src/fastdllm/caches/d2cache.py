@@ -86,8 +86,9 @@ class D2Cache(Policy):
         held.scatter_(1, prediction.positions, torch.where(prediction.slots.known, prediction.confidence, kept))
 
     def extra_bytes(self, size: Size) -> int:
-        """The mean attention of every layer, which the first pass has for all rows."""
-        return FLOAT32 * size.batch * size.layers * size.length**2
+        """What the first pass has for all rows: the mean attention of every layer, and one layer's scores and weights."""
+        of_heads = 2 * size.heads * size.itemsize
+        return size.batch * size.length**2 * (FLOAT32 * size.layers + of_heads)
 
 
 class Rollout:
