@@ -86,7 +86,7 @@ class D2Cache(Policy):
         held.scatter_(1, prediction.positions, torch.where(prediction.slots.known, prediction.confidence, kept))
 
     def extra_bytes(self, size: Size) -> int:
-        """What the first pass has for all rows: the mean attention of every layer, and one layer's scores and weights."""
+        """What the first pass has for all rows: each layer's mean attention, and one layer's scores and weights."""
         of_heads = 2 * size.heads * size.itemsize
         return size.batch * size.length**2 * (FLOAT32 * size.layers + of_heads)
 
