@@ -22,6 +22,8 @@ from fastdllm.models.attention import Mixing, attend, weights
 from fastdllm.models.config import ModelConfig
 
 Angles: TypeAlias = tuple[Tensor, Tensor]
+CHUNK = 512
+"""Rows that go through a feed-forward layer together on a CPU: more are no faster, and each is wide."""
 
 
 class KeyValues(Protocol):
@@ -59,8 +61,10 @@ def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> Angles:
 def rotate(x_BRHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions by halves: element i turns with element i + D/2."""
     x = x_BRHD.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin).to(x_BRHD.dtype)
+    turned = x * cos
+    for own, other, by in zip(turned.chunk(2, -1), x.chunk(2, -1)[::-1], sin.chunk(2, -1), strict=True):
+        own.addcmul_(other, by)
+    return turned.to(x_BRHD.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -154,6 +158,13 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.shape[:-1].numel() > CHUNK:
+            parts = [self.of_rows(rows) for rows in x.flatten(0, -2).split(CHUNK)]
+            return torch.cat(parts).view(x.shape)
+        return self.of_rows(x)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Outputs (..., E) of the rows ``x`` (..., E), whose wide states are all held at once."""
         out: Tensor = self.down(F.silu(self.gate(x)).mul_(self.up(x)))
         return out
 
