@@ -84,11 +84,11 @@ def pack(layer: nn.Linear, weight: Tensor) -> nn.Module:
 def pack_where_it_pays(layer: nn.Linear, weight: Tensor) -> nn.Module:
     """The layout of ``packed="auto"``.
 
-    In 16 bits whichever is faster for weights of that shape, timed when one is first seen: both give the same bits. In
-    float32 they do not, so chance must not choose: all but small weights are packed, which paid wherever it was
-    measured.
+    In bfloat16 whichever is faster for weights of that shape, timed when one is first seen: both give the same bits.
+    In other dtypes they do not, so chance must not choose: in float32 all but small weights are packed, which paid
+    wherever it was measured, in float16 none.
     """
-    if weight.numel() < LEAST:
+    if weight.numel() < LEAST or weight.dtype == torch.float16:
         return fill(layer, weight)
     if weight.dtype == torch.float32:
         return pack(layer, weight)

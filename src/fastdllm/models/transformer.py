@@ -61,9 +61,9 @@ def rotary_angles(positions_BR: Tensor, head_dim: int, theta: float) -> Angles:
 def rotate(x_BRHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions by halves: element i turns with element i + D/2."""
     x = x_BRHD.float()
-    turned = x * cos
-    for own, other, by in zip(turned.chunk(2, -1), x.chunk(2, -1)[::-1], sin.chunk(2, -1), strict=True):
-        own.addcmul_(other, by)
+    turned, half = x * cos, x.shape[-1] // 2
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return turned.to(x_BRHD.dtype)
 
 
