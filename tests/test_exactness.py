@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdllm import Completion, OptionError
-from toys import CACHES, DECODERS, EOS, FAMILIES, MASK, prompts_of, toy_engine
+from fastdllm.models.transformer import FeedForward
+from toys import CACHES, DECODERS, EOS, FAMILIES, MASK, prompts_of, toy_engine, toy_model
 
 family = st.sampled_from(FAMILIES)
 lengths = st.lists(st.integers(1, 24), min_size=1, max_size=4)
@@ -153,3 +155,21 @@ def test_rows_computed_are_what_the_policy_says(family, lengths, gen, block, see
             opened.add((row.index, row.block))
             partial = {"none": whole, "prefix": whole - start + shift, "dual": end - start + shift}[cache]
             assert row.rows_computed == (whole if opens else partial)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_feed_forward_in_chunks_is_the_whole_one(family, monkeypatch):
+    """Long passes on a CPU go through it in parts."""
+    tokens, places = torch.arange(2 * 19).view(2, 19), torch.arange(19).expand(2, 19)
+    whole = toy_model(family)(tokens, places)
+    seen: list[int] = []
+    of_rows = FeedForward.of_rows
+
+    def noted(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.shape[:-1].numel())
+        return of_rows(layer, x)
+
+    monkeypatch.setattr(FeedForward, "of_rows", noted)
+    monkeypatch.setattr("fastdllm.models.transformer.CHUNK", 15)
+    torch.testing.assert_close(toy_model(family)(tokens, places), whole)
+    assert set(seen) == {15, 8}
