@@ -18,7 +18,7 @@ from fastdllm.errors import OptionError
 from fastdllm.events import StepEvent
 from fastdllm.heap import keep_freed
 from fastdllm.loop import decode
-from fastdllm.models.attention import check_mixing
+from fastdllm.models.attention import Mixing, check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
 from fastdllm.models.compiled import Compiled, check_compiler
 from fastdllm.models.config import ModelConfig
@@ -288,9 +288,15 @@ def load(
         agree((config, chosen), "models or dtypes")
     layout = choose_layout(dtype, packed, chosen, where, compile=compile, tensor_parallel=size)
     model = load_weights(folder, config, chosen, where, split, layout)
+    return Engine(made_ready(model, dtype, mixing, compile=compile), text, name=str(source))
+
+
+def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, compile: bool) -> Transformer:
+    """The network as :func:`load` hands it to an engine, from one with its weights that was asked for in ``dtype``."""
     model.mixing, model.quantized = mixing, quantization(dtype)
-    keep_freed()
-    return Engine(Compiled(model) if compile else model, text, name=str(source))
+    if model.embed.weight.device.type == "cpu":
+        keep_freed()
+    return Compiled(model) if compile else model
 
 
 def sampling_of(config: GenerationConfig, count: int, device: torch.device | str) -> Sampling:

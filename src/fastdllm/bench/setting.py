@@ -16,14 +16,11 @@ from fastdllm.bench.shapes import parse_shape, random_model
 from fastdllm.checks import check_least
 from fastdllm.config import GenerationConfig, GenerationOptions, describe
 from fastdllm.decoders import Decoder
-from fastdllm.engine import Engine, choose_device, choose_dtype, choose_layout, fast_at, load
+from fastdllm.engine import Engine, choose_device, choose_dtype, choose_layout, fast_at, load, made_ready
 from fastdllm.errors import OptionError
-from fastdllm.heap import keep_freed
 from fastdllm.models.attention import check_mixing
-from fastdllm.models.compiled import Compiled
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.packed import Layout
-from fastdllm.models.quantized import quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +78,8 @@ class Load:
             )  # fmt: skip
         device, chosen, layout = self._of_shape()
         model = random_model(parse_shape(self.shape), chosen, device, layout)
-        model.mixing, model.quantized = check_mixing(self.attention), quantization(self.dtype)
-        keep_freed()
-        return Engine(Compiled(model) if self.compile else model, name=self.shape)
+        mixing = check_mixing(self.attention)
+        return Engine(made_ready(model, self.dtype, mixing, compile=self.compile), name=self.shape)
 
     def _of_shape(self) -> tuple[torch.device, torch.dtype, Layout | None]:
         """Where random weights lie, and how: as :func:`fastdllm.engine.load` has those of a checkpoint in bfloat16."""
