@@ -15,7 +15,7 @@ TIERS = (
     ("errors", "events"),
     ("checks", "files", "processes", "machine", "heap"),
     ("canvas", "state"),
-    ("kv", "sampling", "density"),
+    ("kv", "sampling", "density", "native"),
     ("caches", "decoders", "models", "frequencies"),
     ("passes", "memory"),
     ("loop",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast, get_args
 
 import torch
 from typing_extensions import Unpack
@@ -22,9 +22,10 @@ from fastdllm.models.attention import Mixing, check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
 from fastdllm.models.compiled import Compiled, check_compiler
 from fastdllm.models.config import ModelConfig
+from fastdllm.models.native import MIX, has_kernels, native_layout, use_kernels
 from fastdllm.models.packed import Layout, choose_packing
 from fastdllm.models.quantized import CAPABILITIES, int8_layout, quantization, torchao_layout
-from fastdllm.models.transformer import Transformer
+from fastdllm.models.transformer import Block, Transformer
 from fastdllm.processes import agree, own_device, split_size
 from fastdllm.sampling import Sampling
 from fastdllm.text import Text, load_text
@@ -258,12 +259,15 @@ def load(
         revision: branch, tag or commit of a hub id.
         tensor_parallel: processes that the model is split over, ``"auto"`` for all that torchrun started. Each of
             them then calls this and :meth:`Engine.generate` with the same arguments, and gets the same answers.
-        compile: compile the layers, and on a GPU record passes over a block as CUDA graphs. The first passes of
-            each size take longer, up to a minute; what was compiled is kept for later runs.
+        compile: on a CPU, compute with kernels that are built for its processor by the C++ compiler (GCC), in
+            seconds and once: float32 needs AVX-512, bfloat16 AMX. Elsewhere, compile the layers, and on a GPU record
+            passes over a block as CUDA graphs: the first passes of each size take longer, up to a minute; what was
+            compiled is kept for later runs.
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
             default where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`).
-        attention: ``"sdpa"``, ``"matmul"``, or ``"auto"``: on CPUs, the one that is faster for the shape of a pass,
-            timed once. The two round differently; name one where every run must give the same bits.
+        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: on CPUs,
+            the one that is fastest for the shape of a pass, timed once. They round differently; name one where every
+            run must give the same bits.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
@@ -275,12 +279,12 @@ def load(
         raise OptionError(f"compile=True does not go with tensor_parallel={size}: leave one of them out.")
     folder = resolve(str(source), revision)
     where = choose_device(device if size == 1 else own_device(device))
-    if compile:
-        check_compiler(where)
     config = read_config(folder)
     text = load_text(folder)
     config = replace(config, eos_ids=end_ids(config, text))
     chosen, split = choose_dtype(dtype, folder, where), None
+    if compile and not has_kernels(chosen, where):
+        check_compiler(where)
     if size > 1:
         from fastdllm.models.tensor_parallel import TensorParallel  # DTensor takes seconds to import
 
@@ -294,9 +298,18 @@ def load(
 def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, compile: bool) -> Transformer:
     """The network as :func:`load` hands it to an engine, from one with its weights that was asked for in ``dtype``."""
     model.mixing, model.quantized = mixing, quantization(dtype)
-    if model.embed.weight.device.type == "cpu":
+    weight = model.embed.weight
+    if weight.device.type == "cpu":
         keep_freed()
-    return Compiled(model) if compile else model
+    native = compile and has_kernels(weight.dtype, weight.device)
+    if native:
+        use_kernels(model)
+    if mixing == MIX and MIX not in cast(Block, model.blocks[0]).attention.mixes:
+        raise OptionError(
+            f"attention={MIX!r} needs compile=True, and bfloat16 on a CPU with AMX; it is one of "
+            f"{', '.join(get_args(Mixing))}."
+        )
+    return Compiled(model) if compile and not native else model
 
 
 def sampling_of(config: GenerationConfig, count: int, device: torch.device | str) -> Sampling:
@@ -368,4 +381,6 @@ def choose_layout(
         return int8_layout() if kind == "int8" and device.type == "cpu" else torchao_layout(kind, device)
     if other and packed is True:
         raise OptionError(f"packed=True does not go with {other}: leave one of them out.")
+    if compile and has_kernels(dtype, device):
+        return native_layout(dtype)
     return None if other else choose_packing(packed, dtype, device)

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -43,3 +44,13 @@ def largest_resident() -> int:
 def load_average() -> tuple[float, float, float] | None:
     """Of the last 1, 5 and 15 minutes; None where the system does not tell."""
     return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, by Linux's names; empty where the system does not tell."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()

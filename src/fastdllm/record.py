@@ -17,6 +17,7 @@ import torch
 from fastdllm.config import GenerationConfig, describe
 from fastdllm.engine import Engine
 from fastdllm.machine import cpu_name, source_commit
+from fastdllm.models.native import is_native
 from fastdllm.models.packed import is_packed
 
 EDGE = 65536
@@ -44,6 +45,7 @@ def environment(engine: Engine) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "tensor_parallel": engine.model.tensor_parallel,
         "packed": is_packed(engine.model),
+        "kernels": is_native(engine.model),
         "attention": engine.model.mixing,
         "commit": source_commit(),
     }

@@ -27,8 +27,8 @@ KERNELS = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-# Nor for oneDNN's products with packed weights.
-PRODUCTS = (("mkldnn", "_linear_pointwise"), ("onednn", "qlinear_pointwise"))
+# Nor for oneDNN's products with packed weights, nor for kernels of our own.
+PRODUCTS = (("mkldnn", "_linear_pointwise"), ("onednn", "qlinear_pointwise"), ("fastdllm", "linear"))
 
 
 def attention_flops(
@@ -49,6 +49,8 @@ def formulas() -> dict[object, Callable[..., int]]:
     known: dict[object, Callable[..., int]] = {
         getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)
     }
+    if hasattr(torch.ops.fastdllm, "attend"):
+        known[torch.ops.fastdllm.attend] = attention_flops
     for library, name in PRODUCTS:
         operations = getattr(torch.ops, library)
         if hasattr(operations, name):

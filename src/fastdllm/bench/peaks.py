@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from fastdllm.bench.clock import synchronize
 from fastdllm.bench.costs import Cost, Product
 from fastdllm.engine import Engine
+from fastdllm.models.native import NativeLinear, is_native
 from fastdllm.models.packed import PackedLinear, packs
 from fastdllm.models.quantized import ZERO, Int8Linear, Rows, torchao_layout
+from fastdllm.native.kernels import kernels_for
 
 Layout: TypeAlias = "Callable[[Tensor], Callable[[Tensor], Any]]"
 """From a weight (outer, inner), what multiplies rows (rows, inner) by it."""
@@ -166,6 +168,11 @@ def packed(weight: Tensor) -> Callable[[Tensor], Any]:
     return PackedLinear(weight, None)
 
 
+def kernels(weight: Tensor) -> Callable[[Tensor], Any]:
+    """As a network with kernels of this machine has it, where they fit."""
+    return NativeLinear(weight, None) if kernels_for(weight.dtype).fits(weight) else plain(weight)
+
+
 def int8(weight: Tensor) -> Callable[[Tensor], Any]:
     """As a network on a CPU has it, without the rounding of rows and results, which is none of the product's."""
     layer, rows = Int8Linear(weight, None, Rows()), Rows()
@@ -189,7 +196,12 @@ def layouts(engine: Engine) -> dict[str, Layout]:
     kind, on_cpu = engine.model.quantized, engine.device.type == "cpu"
     if kind:
         return {kind: int8} if on_cpu else {"plain": plain, kind: torchao(kind)}
-    return {"plain": plain, **({"packed": packed} if packs(engine.dtype, engine.device) else {})}
+    tried: dict[str, Layout] = {"plain": plain}
+    if packs(engine.dtype, engine.device):
+        tried["packed"] = packed
+    if is_native(engine.model):
+        tried["kernels"] = kernels
+    return tried
 
 
 def _rate(product: Product, engine: Engine, weight_bytes: int) -> Rate:
@@ -197,7 +209,7 @@ def _rate(product: Product, engine: Engine, weight_bytes: int) -> Rate:
     dtype, device, found = engine.dtype, engine.device, dict[str, float]()
     x = torch.empty(product.rows, product.inner, dtype=dtype, device=device).normal_()
     for name, layout in layouts(engine).items():
-        size = product.inner * product.outer * (dtype.itemsize if name in ("plain", "packed") else 1)
+        size = product.inner * product.outer * (dtype.itemsize if name in ("plain", "packed", "kernels") else 1)
         first = torch.empty(product.outer, product.inner, dtype=dtype, device=device).normal_(0, 0.02)
         weights = (first.clone() for _ in range(max(1, min(weight_bytes, STREAMED) // size)))
         found[name] = best_seconds([partial(layout(weight), x) for weight in weights], device)

@@ -1,8 +1,8 @@
 """What rows take from keys and values: two implementations, and which of them is faster on this machine.
 
 With few rows over a long canvas neither wins everywhere: torch's fused kernel on CPUs with matrix instructions, two
-plain products with a softmax between them on others. So the first pass of a shape times both, and the process
-remembers. The two agree within rounding.
+plain products with a softmax between them on others; where there are kernels of this machine they are a third. So the
+first pass of a shape times them, and the process remembers. They agree within rounding.
 
 Shapes: B batch, H query heads, K key/value heads, G = H / K queries to a group, R rows of this pass, T canvas
 length, D head width.
@@ -10,7 +10,7 @@ length, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from fastdllm.errors import OptionError
 from fastdllm.models.race import race
 
-Mixing = Literal["auto", "sdpa", "matmul"]
+Mixing = Literal["auto", "sdpa", "matmul", "kernels"]
 Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 MOST_ROWS = 128
@@ -71,14 +71,17 @@ def weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
 MIXES: dict[str, Mix] = {"sdpa": sdpa, "matmul": matmul}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixing: Mixing = "auto") -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixing: Mixing = "auto", mixes: Mapping[str, Mix] = MIXES
+) -> Tensor:
     """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D): (B, H, R, D).
 
     Args:
         visible: what each row may attend to, (B, 1, 1 or R, T); None when it may to all.
-        mixing: a name of :data:`MIXES`, or ``"auto"``: the faster one, measured where that is worth it.
+        mixing: a name of ``mixes``, or ``"auto"``: the fastest, measured where that is worth it.
+        mixes: the implementations that there are for the network.
     """
-    mix = _faster(q, k, v, visible) if mixing == "auto" else MIXES[mixing]
+    mix = _faster(q, k, v, visible, mixes) if mixing == "auto" else mixes[mixing]
     return mix(q, k, v, visible)
 
 
@@ -93,22 +96,24 @@ def check_mixing(mixing: str) -> Mixing:
 _measured: dict[tuple[object, ...], Mix] = {}
 
 
-def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Mix:
-    """The faster implementation for the shape; on accelerators, for compilers and training always the fused one."""
+def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixes: Mapping[str, Mix]) -> Mix:
+    """The fastest implementation for the shape; on accelerators, for compilers and training always the fused one."""
     if torch.compiler.is_compiling() or q.device.type != "cpu" or torch.is_grad_enabled():
         return sdpa
     batch, heads, rows, width = q.shape
     _, groups, length, _ = k.shape
-    if rows > MOST_ROWS or 4 * batch * heads * rows * width * length < LEAST_WORK:
+    if rows > MOST_ROWS:
+        mixes = {name: mix for name, mix in mixes.items() if mix is not matmul}
+    if len(mixes) == 1 or 4 * batch * heads * rows * width * length < LEAST_WORK:
         return sdpa
     sizes = tuple(bucket(size) for size in (batch, rows, length))
-    shape = (q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
+    shape = (*mixes, q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
     if shape not in _measured:
         if is_in_torch_dispatch_mode():  # someone counts operations: what is timed is not theirs, and slowed down
             return sdpa
-        mixes = list(MIXES.values())
-        seconds = race(*(partial(mix, q, k, v, visible) for mix in mixes))
-        _measured[shape] = mixes[seconds.index(min(seconds))]
+        ways = list(mixes.values())
+        seconds = race(*(partial(mix, q, k, v, visible) for mix in ways))
+        _measured[shape] = ways[seconds.index(min(seconds))]
     return _measured[shape]
 
 

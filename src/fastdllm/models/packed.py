@@ -35,38 +35,31 @@ GAIN = 1.05
 """How many times as fast packed products must be: a layout that wins by less is a matter of chance."""
 
 
-class PackedLinear(nn.Module):
-    """A linear layer with a packed weight.
+class LaidOutLinear(nn.Module):
+    """A linear layer whose weight lies in another order.
 
     Args:
-        weight: (N, K) on the CPU; not kept.
+        shape: (N, K) of the weight.
         bias: (N,), or on the meta device when it is to be filled in later.
     """
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, shape: torch.Size, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.out_features, self.in_features = shape
         self.bias = bias
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     @property
     def weight(self) -> Tensor:
         """A dense copy of the weight (N, K)."""
-        return self.packed.to_dense()
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the packed weight takes."""
-        return int(torch.ops.mkldnn._nbytes(self.packed))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (..., N) of the rows ``x`` (..., K)."""
-        out: Tensor = self._multiply(x, self.packed, self.bias, "none", [], "")
-        return out
+        """Bytes that the weight takes."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.packed.dtype}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -74,6 +67,33 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         raise OptionError("packed weights cannot be moved or cast; load the model with packed=False, device and dtype.")
+
+
+class PackedLinear(LaidOutLinear):
+    """A linear layer with a weight in oneDNN's layout.
+
+    Args:
+        weight: (N, K) on the CPU; not kept.
+        bias: (N,), or on the meta device when it is to be filled in later.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    @property
+    def weight(self) -> Tensor:
+        return self.packed.to_dense()
+
+    @property
+    def nbytes(self) -> int:
+        return int(torch.ops.mkldnn._nbytes(self.packed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., N) of the rows ``x`` (..., K)."""
+        out: Tensor = self._multiply(x, self.packed, self.bias, "none", [], "")
+        return out
 
 
 def pack(layer: nn.Linear, weight: Tensor) -> nn.Module:
@@ -160,8 +180,8 @@ def lay_out(model: Transformer, layout: Layout) -> None:
 
 
 def is_packed(model: Transformer) -> bool:
-    """Whether any linear layer of a network is packed."""
-    return any(isinstance(layer, PackedLinear) for layer in model.modules())
+    """Whether the weight of any linear layer of a network is laid out for the CPU."""
+    return any(isinstance(layer, LaidOutLinear) for layer in model.modules())
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

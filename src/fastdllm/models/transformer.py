@@ -10,7 +10,7 @@ K key/value heads, D head width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias, cast
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdllm.kv import KVStore
-from fastdllm.models.attention import Mixing, attend, weights
+from fastdllm.models.attention import MIXES, Mix, Mixing, attend, weights
 from fastdllm.models.config import ModelConfig
 
 Angles: TypeAlias = tuple[Tensor, Tensor]
@@ -82,6 +82,11 @@ class RMSNorm(nn.Module):
         return (full * (power + self.eps).rsqrt()).mul_(self.weight.float()).to(x.dtype)
 
 
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, which may write into what it computes."""
+    return F.silu(gate).mul_(up)
+
+
 def _all_here(of_own_heads: Tensor) -> Tensor:
     return of_own_heads
 
@@ -90,6 +95,7 @@ class Attention(nn.Module):
     """Attention over all heads, or in tensor parallelism over those of this process.
 
     ``over_heads`` makes a sum over the heads at hand one over all heads; a policy that looks into a layer asks it.
+    ``rotate`` and ``mixes`` are how it computes: kernels of this machine may take their place.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -101,6 +107,8 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.over_heads: Callable[[Tensor], Tensor] = _all_here
         self.mixing: Mixing = "auto"
+        self.mixes: Mapping[str, Mix] = MIXES
+        self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rotate
         self.q = nn.Linear(width, width, bias=config.qkv_bias)
         self.k = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(width, kv_width, bias=config.qkv_bias)
@@ -112,11 +120,11 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor, angles: Angles) -> Tensor:
         """Queries (B, H, R, D) of the rows ``x`` (B, R, E)."""
-        return rotate(self.heads(self.q(x)), *angles).transpose(1, 2)
+        return self.rotate(self.heads(self.q(x)), *angles).transpose(1, 2)
 
     def keys(self, x: Tensor, angles: Angles) -> Tensor:
         """Keys (B, K, R, D), rotated."""
-        return rotate(self.heads(self.k(x)), *angles).transpose(1, 2)
+        return self.rotate(self.heads(self.k(x)), *angles).transpose(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
         """Values (B, K, R, D)."""
@@ -124,7 +132,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """What the rows of ``q`` (B, H, R, D) take from ``k`` and ``v`` (B, K, T, D), projected out: (B, R, E)."""
-        return self.merge(attend(q, k, v, visible, self.mixing))
+        return self.merge(attend(q, k, v, visible, self.mixing, self.mixes))
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """How much each row of ``q`` takes from each key, (B, H, R, T), for those who must see it."""
@@ -156,6 +164,7 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gated: Callable[[Tensor, Tensor], Tensor] = gated
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.shape[:-1].numel() > CHUNK:
@@ -165,7 +174,7 @@ class FeedForward(nn.Module):
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Outputs (..., E) of the rows ``x`` (..., E), whose wide states are all held at once."""
-        out: Tensor = self.down(F.silu(self.gate(x)).mul_(self.up(x)))
+        out: Tensor = self.down(self.gated(self.gate(x), self.up(x)))
         return out
 
 

@@ -1,0 +1,196 @@
+"""The kernels as functions of tensors.
+
+Each is called straight through its address, which takes a few microseconds; the dispatcher would take as long as a
+small kernel runs. Where somebody watches the dispatcher (to count operations, say), they go through it as the
+operators ``fastdllm::linear`` and ``fastdllm::attend``.
+
+Shapes: R rows, N outputs, K inputs; in attention B batch, H query heads, G key/value heads, T canvas length, D head
+width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from fastdllm.errors import OptionError
+from fastdllm.native.build import library, supports
+
+PANEL = 32
+"""Outputs and inputs of a layer must be multiples of this."""
+LANES = 16
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
+_ARGUMENTS: dict[str, list[Any]] = {
+    "linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
+    "norm": [_POINTER] * 3 + [_LONG] * 2 + [ctypes.c_float, ctypes.c_int],
+    "rotate": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
+    "gated": [_POINTER] * 3 + [_LONG, ctypes.c_int],
+}
+
+
+class _Shape(ctypes.Structure):
+    """``Shape`` of kernels.cpp."""
+
+    _fields_ = [
+        *((name, _LONG) for name in ("batch", "heads", "groups", "rows", "length", "width")),
+        *((name, _LONG * 3) for name in ("q", "k", "v", "out")),
+        ("mask", _LONG * 2),
+    ]
+
+
+def panels(weight: Tensor) -> Tensor:
+    """A weight (N, K) in the order in which a product reads it: a vector of N * K numbers."""
+    outputs, inputs = weight.shape
+    if weight.dtype == torch.bfloat16:  # (panel, 32 inputs, half a panel, pair of inputs, output, one of the pair)
+        parts = weight.view(outputs // 32, 2, 16, inputs // 32, 16, 2).permute(0, 3, 1, 4, 2, 5)
+    else:
+        parts = weight.view(outputs // 32, 32, inputs).transpose(1, 2)
+    return parts.flatten()
+
+
+def dense(held: Tensor, outputs: int) -> Tensor:
+    """The weight (N, K) of its panels."""
+    inputs = held.numel() // outputs
+    if held.dtype == torch.bfloat16:
+        parts = held.view(outputs // 32, inputs // 32, 2, 16, 16, 2).permute(0, 2, 4, 1, 3, 5)
+    else:
+        parts = held.view(outputs // 32, inputs, 32).transpose(1, 2)
+    return parts.reshape(outputs, inputs)
+
+
+class Kernels:
+    """The kernels of one dtype.
+
+    Raises:
+        OptionError: this processor has none for it, or they cannot be built.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        if not supports(dtype):
+            raise OptionError(f"there are no kernels for {str(dtype).removeprefix('torch.')} on this processor.")
+        kernels = library()
+        if dtype == torch.bfloat16 and not kernels.allow_tiles():
+            raise OptionError("compile=True: this system does not let a process use AMX; leave it out.")
+        self.dtype = dtype
+        self._linear, self._norm, self._rotate, self._gated = (
+            _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()
+        )
+        self._attend: Callable[..., None] | None = None
+        if dtype == torch.bfloat16:
+            arguments = [*[_POINTER] * 5, ctypes.POINTER(_Shape), ctypes.c_float, ctypes.c_int]
+            self._attend = _typed(kernels.attend_bf16, arguments)
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether :meth:`linear` can multiply with a weight (N, K)."""
+        return weight.dtype == self.dtype and all(size % PANEL == 0 for size in weight.shape)
+
+    def linear(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        """Outputs (..., N) of rows (..., K), summed in float32, from the :func:`panels` of a weight."""
+        if is_in_torch_dispatch_mode():
+            seen: Tensor = torch.ops.fastdllm.linear(x, held, outputs, bias)
+            return seen
+        return self._multiplied(x, held, outputs, bias)
+
+    def _multiplied(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        x, inputs = x.contiguous(), x.shape[-1]
+        out = x.new_empty((*x.shape[:-1], outputs))
+        self._linear(
+            x.data_ptr(), held.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
+            x.numel() // inputs, outputs, inputs, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    @property
+    def attends(self) -> bool:
+        """Whether there is an :meth:`attend`, for heads that are a multiple of :data:`PANEL` wide."""
+        return self._attend is not None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """As :func:`fastdllm.models.attention.sdpa`: weights are rounded to bfloat16, sums are float32."""
+        if is_in_torch_dispatch_mode():
+            seen: Tensor = torch.ops.fastdllm.attend(q, k, v, visible)
+            return seen
+        return self._attended(q, k, v, visible)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        batch, heads, rows, width = q.shape
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        out = q.new_empty((batch, rows, heads, width)).transpose(1, 2)
+        mask = None if visible is None else visible if visible.stride(-1) == 1 else visible.contiguous()
+        steps = (0, 0) if mask is None else (mask.stride(0), mask.stride(2) if mask.shape[2] > 1 else 0)
+        shape = _Shape(
+            batch, heads, k.shape[1], rows, k.shape[2], width,
+            *((_LONG * 3)(*tensor.stride()[:3]) for tensor in (q, k, v, out)), (_LONG * 2)(*steps),
+        )  # fmt: skip
+        assert self._attend is not None
+        self._attend(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
+            shape, width**-0.5, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm of rows (..., E) times a weight (E,), E a multiple of :data:`LANES`; computed in float32."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        self._norm(
+            x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
+        )
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """As :func:`fastdllm.models.transformer.rotate`, for x (B, R, H, D) with D a multiple of 2 * :data:`LANES`."""
+        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+        out = torch.empty_like(x)
+        batch, rows, heads, width = x.shape
+        self._rotate(
+            x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), batch * rows, heads, width,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up, elementwise, of a multiple of :data:`LANES` numbers."""
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty_like(gate)
+        self._gated(gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+        return out
+
+
+@lru_cache
+def kernels_for(dtype: torch.dtype) -> Kernels:
+    """The kernels of a dtype, one for the process.
+
+    Raises:
+        OptionError: as of :class:`Kernels`.
+    """
+    return Kernels(dtype)
+
+
+def _typed(function: Any, arguments: list[Any]) -> Callable[..., None]:
+    function.argtypes, function.restype = arguments, None
+    called: Callable[..., None] = function
+    return called
+
+
+def _linear(x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+    return kernels_for(x.dtype)._multiplied(x, held, outputs, bias)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    return kernels_for(q.dtype)._attended(q, k, v, visible)
+
+
+_operators = torch.library.Library("fastdllm", "DEF")
+_operators.define("linear(Tensor x, Tensor held, int outputs, Tensor? bias) -> Tensor")
+_operators.define("attend(Tensor q, Tensor k, Tensor v, Tensor? visible) -> Tensor")
+_operators.impl("linear", _linear, "CPU")
+_operators.impl("attend", _attend, "CPU")
