@@ -200,7 +200,7 @@ def test_memory_of_a_method_is_what_it_keeps(monkeypatch, method):
 
 
 def test_info_reads_no_weights(model, monkeypatch):
-    monkeypatch.setattr("fastdllm.engine.load_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastdllm.loading.load_weights", lambda *_: 1 / 0)
     result = run("info", model, "--batch-size", "2", "--prompt-length", "100", "--gen-length", "28")
     assert result.exit_code == 0
     parts = ("llada", "259 <|mdm_mask|>", "257 <|endoftext|>, 258 <|eot_id|>", "256 positions", "264", "It fits")

@@ -97,6 +97,7 @@ def test_what_a_store_held_before_is_not_seen():
 def test_without_a_compiler_there_is_a_sentence_before_the_model_is_loaded(monkeypatch):
     from torch._inductor import config
 
-    monkeypatch.setattr("fastdllm.engine.load_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastdllm.loading.load_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastdllm.loading.has_kernels", lambda *_: False)
     with config.patch({"cpp.cxx": (None, "/no/such/compiler")}), pytest.raises(OptionError, match="C\\+\\+ compiler"):
         fastdllm.load("tiny", device="cpu", compile=True)

@@ -21,6 +21,7 @@ TIERS = (
     ("loop",),
     ("text", "config", "completion", "pieces", "presets", "catalogue"),
     ("engine",),
+    ("loading",),
     ("record", "results"),
     ("arena",),
     ("evals", "studies", "replay", "tune", "serve", "bench"),

@@ -13,8 +13,8 @@ from torch import nn
 import fastdllm
 from fastdllm.arena.flops import Counter
 from fastdllm.config import GenerationConfig
-from fastdllm.engine import choose_dtype, fast_at
 from fastdllm.errors import OptionError
+from fastdllm.loading import choose_dtype, fast_at
 from fastdllm.memory import weight_bytes
 from fastdllm.models.checkpoint import save_checkpoint
 from fastdllm.models.packed import lay_out
@@ -147,7 +147,7 @@ def test_the_embedded_model_in_int8(tiny):
 @pytest.mark.parametrize("name", ["int8", torch.int8])
 def test_all_else_is_in_a_float_dtype(model, name, monkeypatch, tmp_path):
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("fastdllm.engine.fast_at", lambda *given, fast=fast: fast)
+        monkeypatch.setattr("fastdllm.loading.fast_at", lambda *given, fast=fast: fast)
         assert choose_dtype(name, tmp_path, CPU) == dtype
         engine = fastdllm.load(model, dtype=name)
         assert {p.dtype for p in engine.model.parameters()} == {dtype}

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastdllm.completion import Completion
     from fastdllm.config import GenerationConfig
-    from fastdllm.engine import Engine, Generation, load
+    from fastdllm.engine import Engine, Generation
     from fastdllm.errors import CheckpointError, FastdllmError, NumericalError, OptionError
     from fastdllm.events import RowEvent, StepEvent
+    from fastdllm.loading import load
     from fastdllm.presets import load_preset
 
 __version__ = "0.1.0"
@@ -16,9 +17,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "completion": ("Completion",),
     "config": ("GenerationConfig",),
-    "engine": ("Engine", "Generation", "load"),
+    "engine": ("Engine", "Generation"),
     "errors": ("CheckpointError", "FastdllmError", "NumericalError", "OptionError"),
     "events": ("RowEvent", "StepEvent"),
+    "loading": ("load",),
     "presets": ("load_preset",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TypeAlias, cast, get_args
+from typing import TypeAlias
 
 import torch
 from typing_extensions import Unpack
@@ -16,27 +15,17 @@ from fastdllm.completion import Completion, Draft, fold
 from fastdllm.config import GenerationConfig, GenerationOptions
 from fastdllm.errors import OptionError
 from fastdllm.events import StepEvent
-from fastdllm.heap import keep_freed
 from fastdllm.loop import decode
-from fastdllm.models.attention import Mixing, check_mixing
-from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
-from fastdllm.models.compiled import Compiled, check_compiler
-from fastdllm.models.config import ModelConfig
-from fastdllm.models.native import MIX, has_kernels, native_layout, use_kernels
-from fastdllm.models.packed import Layout, choose_packing
-from fastdllm.models.quantized import CAPABILITIES, int8_layout, quantization, torchao_layout
-from fastdllm.models.transformer import Block, Transformer
-from fastdllm.processes import agree, own_device, split_size
+from fastdllm.models.transformer import Transformer
+from fastdllm.processes import agree
 from fastdllm.sampling import Sampling
-from fastdllm.text import Text, load_text
+from fastdllm.text import Text
 
-HALVES = (torch.bfloat16, torch.float16)
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Engine:
-    """Generates answers with one model. :func:`load` makes one from a checkpoint.
+    """Generates answers with one model. :func:`fastdllm.load` makes one from a checkpoint.
 
     Args:
         model: the network.
@@ -236,82 +225,6 @@ class Generation:
         return draft.finish(text, tokens)
 
 
-def load(
-    source: str | Path,
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
-    revision: str | None = None,
-    tensor_parallel: int | str = 1,
-    compile: bool = False,
-    packed: bool | str = "auto",
-    attention: str = "auto",
-) -> Engine:
-    """Load a checkpoint.
-
-    Args:
-        source: ``"tiny"`` (the model that comes with this package), a folder, or a hub id.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: what the
-            checkpoint stores, or float32 on a CPU without fast bfloat16. ``"int8"`` rounds weights and rows of the
-            linear layers to bytes, ``"float8"`` (GPUs) to 8-bit floats; all else is then in bfloat16, or in
-            float32 on a CPU without fast bfloat16. On GPUs that needs torchao, and ``compile`` to be fast.
-        device: a torch device, or ``"auto"``: the GPU when there is one.
-        revision: branch, tag or commit of a hub id.
-        tensor_parallel: processes that the model is split over, ``"auto"`` for all that torchrun started. Each of
-            them then calls this and :meth:`Engine.generate` with the same arguments, and gets the same answers.
-        compile: on a CPU, compute with kernels that are built for its processor by the C++ compiler (GCC), in
-            seconds and once: float32 needs AVX-512, bfloat16 AMX. Elsewhere, compile the layers, and on a GPU record
-            passes over a block as CUDA graphs: the first passes of each size take longer, up to a minute; what was
-            compiled is kept for later runs.
-        packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
-            default where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`).
-        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: on CPUs,
-            the one that is fastest for the shape of a pass, timed once. They round differently; name one where every
-            run must give the same bits.
-
-    Raises:
-        CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
-        OptionError: an unknown dtype, device or attention, what contradicts the device or another option, or no
-            compiler for ``compile``.
-    """
-    size, mixing = split_size(tensor_parallel), check_mixing(attention)
-    if compile and size > 1:
-        raise OptionError(f"compile=True does not go with tensor_parallel={size}: leave one of them out.")
-    folder = resolve(str(source), revision)
-    where = choose_device(device if size == 1 else own_device(device))
-    config = read_config(folder)
-    text = load_text(folder)
-    config = replace(config, eos_ids=end_ids(config, text))
-    chosen, split = choose_dtype(dtype, folder, where), None
-    if compile and not has_kernels(chosen, where):
-        check_compiler(where)
-    if size > 1:
-        from fastdllm.models.tensor_parallel import TensorParallel  # DTensor takes seconds to import
-
-        split = TensorParallel(config, where, size)
-        agree((config, chosen), "models or dtypes")
-    layout = choose_layout(dtype, packed, chosen, where, compile=compile, tensor_parallel=size)
-    model = load_weights(folder, config, chosen, where, split, layout)
-    return Engine(made_ready(model, dtype, mixing, compile=compile), text, name=str(source))
-
-
-def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, compile: bool) -> Transformer:
-    """The network as :func:`load` hands it to an engine, from one with its weights that was asked for in ``dtype``."""
-    model.mixing, model.quantized = mixing, quantization(dtype)
-    weight = model.embed.weight
-    if weight.device.type == "cpu":
-        keep_freed()
-    native = compile and has_kernels(weight.dtype, weight.device)
-    if native:
-        use_kernels(model)
-    if mixing == MIX and MIX not in cast(Block, model.blocks[0]).attention.mixes:
-        raise OptionError(
-            f"attention={MIX!r} needs compile=True, and bfloat16 on a CPU with AMX; it is one of "
-            f"{', '.join(get_args(Mixing))}."
-        )
-    return Compiled(model) if compile and not native else model
-
-
 def sampling_of(config: GenerationConfig, count: int, device: torch.device | str) -> Sampling:
     """The sampling options of ``count`` rows.
 
@@ -321,66 +234,3 @@ def sampling_of(config: GenerationConfig, count: int, device: torch.device | str
     return Sampling.of(
         count, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, seed=config.seed, device=device
     )
-
-
-def end_ids(config: ModelConfig, text: Text | None) -> tuple[int, ...]:
-    """Ids that end an answer: the configuration's, and the turn ends that the tokenizer knows."""
-    return tuple(dict.fromkeys((*config.eos_ids, *(text.turn_end_ids() if text else ()))))
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device a name stands for; ``auto`` is the GPU when there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}).") from None
-    return chosen
-
-
-def fast_at(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether 16-bit products are faster than float32 ones: on GPUs, and on CPUs with instructions for bfloat16."""
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name for it yet
-    return device.type != "cpu" or (dtype == torch.bfloat16 and bool(known and known()))
-
-
-def choose_dtype(dtype: str | torch.dtype, folder: Path, device: torch.device) -> torch.dtype:
-    """The dtype a name stands for; ``auto`` is the checkpoint's, where the device is fast at it.
-
-    Where weights are to be rounded to 8 bits, it is that of all else.
-    """
-    if quantization(dtype):
-        return torch.bfloat16 if fast_at(torch.bfloat16, device) else torch.float32
-    if dtype == "auto":
-        stored = stored_dtype(folder)
-        return stored if stored in HALVES and fast_at(stored, device) else torch.float32
-    for name, value in DTYPES.items():
-        if dtype in (name, value):
-            return value
-    raise OptionError(f"dtype={dtype!r} is not one of auto, {', '.join((*DTYPES, *CAPABILITIES))}.")
-
-
-def choose_layout(
-    asked: str | torch.dtype, packed: bool | str, dtype: torch.dtype, device: torch.device, *,
-    compile: bool, tensor_parallel: int,
-) -> Layout | None:  # fmt: skip
-    """How linear layers hold their weights, for :func:`load` with these options; None for plain ones.
-
-    Raises:
-        OptionError: they contradict one another, or the device.
-    """
-    kind = quantization(asked)
-    other = "compile=True" if compile else f"tensor_parallel={tensor_parallel}" if tensor_parallel > 1 else ""
-    if kind and packed != "auto":
-        raise OptionError(f"packed={packed} is about float weights: leave it out with dtype={kind!r}.")
-    if kind and (tensor_parallel > 1 or (other and device.type == "cpu")):
-        raise OptionError(f"dtype={kind!r} does not go with {other} on {device.type}: leave one of them out.")
-    if kind:
-        return int8_layout() if kind == "int8" and device.type == "cpu" else torchao_layout(kind, device)
-    if other and packed is True:
-        raise OptionError(f"packed=True does not go with {other}: leave one of them out.")
-    if compile and has_kernels(dtype, device):
-        return native_layout(dtype)
-    return None if other else choose_packing(packed, dtype, device)

@@ -16,8 +16,9 @@ import torch
 from fastdllm.bench.clock import Timed
 from fastdllm.bench.setting import Setting
 from fastdllm.bench.shapes import llada, spelled
-from fastdllm.engine import Engine, choose_device
+from fastdllm.engine import Engine
 from fastdllm.heap import give_back
+from fastdllm.loading import choose_device
 from fastdllm.machine import largest_resident
 from fastdllm.memory import memory, weight_bytes
 

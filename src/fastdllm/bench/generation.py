@@ -13,6 +13,7 @@ from fastdllm.bench.schedule import Estimate, as_pass, check_as_planned, estimat
 from fastdllm.bench.setting import Setting
 from fastdllm.bench.spread import Spread
 from fastdllm.engine import Engine
+from fastdllm.models.compiled import Compiled
 
 WARM_UP = 4  # passes
 
@@ -93,8 +94,9 @@ class Runs:
         return Timed(self.engine, self.setting.prompts(self.engine), options)
 
     def warm_up(self) -> None:
-        """The first passes, which are not timed."""
-        for _ in islice(self.start(), WARM_UP):
+        """The first passes, which are not timed; a whole run where later ones may still have to be recorded."""
+        recorded = isinstance(self.engine.model, Compiled) and self.engine.model.graphs
+        for _ in islice(self.start(), None if recorded else WARM_UP):
             pass
 
     def run(self) -> None:

@@ -16,8 +16,9 @@ from fastdllm.bench.shapes import parse_shape, random_model
 from fastdllm.checks import check_least
 from fastdllm.config import GenerationConfig, GenerationOptions, describe
 from fastdllm.decoders import Decoder
-from fastdllm.engine import Engine, choose_device, choose_dtype, choose_layout, fast_at, load, made_ready
+from fastdllm.engine import Engine
 from fastdllm.errors import OptionError
+from fastdllm.loading import choose_device, choose_dtype, choose_layout, fast_at, load, made_ready
 from fastdllm.models.attention import check_mixing
 from fastdllm.models.config import ModelConfig
 from fastdllm.models.packed import Layout
@@ -52,7 +53,7 @@ class Load:
             OptionError, CheckpointError: there is no such model, or the dtype is none.
         """
         if self.shape is not None:
-            self._of_shape()
+            self._of_shape(parse_shape(self.shape))
             return parse_shape(self.shape)
         from fastdllm.models.checkpoint import read_config, resolve
 
@@ -76,13 +77,14 @@ class Load:
                 str(self.model), dtype=self.dtype, device=self.device, revision=self.revision, packed=self.packed,
                 compile=self.compile, attention=self.attention,
             )  # fmt: skip
-        device, chosen, layout = self._of_shape()
-        model = random_model(parse_shape(self.shape), chosen, device, layout)
+        config = parse_shape(self.shape)
+        device, chosen, layout = self._of_shape(config)
+        model = random_model(config, chosen, device, layout)
         mixing = check_mixing(self.attention)
         return Engine(made_ready(model, self.dtype, mixing, compile=self.compile), name=self.shape)
 
-    def _of_shape(self) -> tuple[torch.device, torch.dtype, Layout | None]:
-        """Where random weights lie, and how: as :func:`fastdllm.engine.load` has those of a checkpoint in bfloat16."""
+    def _of_shape(self, config: ModelConfig) -> tuple[torch.device, torch.dtype, Layout | None]:
+        """Where random weights lie, and how: as :func:`fastdllm.loading.load` has those of a checkpoint in bfloat16."""
         check_mixing(self.attention)
         device = choose_device(self.device)
         dtype = self.dtype
@@ -92,7 +94,7 @@ class Load:
         return (
             device,
             chosen,
-            choose_layout(dtype, self.packed, chosen, device, compile=self.compile, tensor_parallel=1),
+            choose_layout(dtype, self.packed, chosen, device, config, compile=self.compile, tensor_parallel=1),
         )
 
     def plain(self, dtype: torch.dtype) -> Load:

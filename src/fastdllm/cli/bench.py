@@ -131,7 +131,7 @@ def bench(
 
 def _wants_plain(asked: bool | None, setting: Setting) -> bool:
     """Whether the same model with plain weights is timed beside it: as asked, or for shapes on a CPU."""
-    from fastdllm.engine import choose_device
+    from fastdllm.loading import choose_device
 
     on_cpu = setting.load.shape is not None and choose_device(setting.load.device).type == "cpu"
     return asked if asked is not None else on_cpu

@@ -49,7 +49,7 @@ def info(
     tensor_parallel: Processes = 1,
 ) -> None:
     """Sizes, special ids and memory of a checkpoint; reads no weights."""
-    from fastdllm.engine import choose_device, choose_dtype
+    from fastdllm.loading import choose_device, choose_dtype
     from fastdllm.memory import available, memory
     from fastdllm.models.checkpoint import read_config, resolve
     from fastdllm.models.config import check_divides
@@ -100,7 +100,7 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
 
 
 def _shape(config: ModelConfig, text: Text | None, folder: Path) -> list[tuple[str, str]]:
-    from fastdllm.engine import end_ids
+    from fastdllm.loading import end_ids
     from fastdllm.memory import parameters
 
     heads = f"{config.num_heads} heads of {config.head_dim}, {config.num_kv_heads} for keys and values"

@@ -122,7 +122,7 @@ def with_preset(
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, written: int, dtype: str, device: str, tensor_parallel: str, compile: bool) -> Engine:
     """The engine of a folder last ``written`` to then, loaded once however many studies of a report ask for it."""
-    from fastdllm.engine import load
+    from fastdllm.loading import load
 
     return load(folder, dtype=dtype, device=device, tensor_parallel=tensor_parallel, compile=compile)
 

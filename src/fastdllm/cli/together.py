@@ -48,6 +48,6 @@ def meet(tensor_parallel: str, device: str) -> None:
             "them, with its model split over them (--tensor-parallel auto)."
         )
     if size > 1:
-        from fastdllm.engine import choose_device
+        from fastdllm.loading import choose_device
 
         processes.join(choose_device(processes.own_device(device)))

@@ -130,7 +130,7 @@ class Checkpoint:
         """The engine; its CPU threads are set for the whole process."""
         import torch
 
-        from fastdllm.engine import load
+        from fastdllm.loading import load
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)

@@ -21,7 +21,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from fastdllm.checks import check_least
 from fastdllm.config import GenerationConfig, GenerationOptions
-from fastdllm.engine import Engine, load
+from fastdllm.engine import Engine
 from fastdllm.errors import FastdllmError, OptionError, out_of_memory
 from fastdllm.evals.answering import Answerer, Ask
 from fastdllm.evals.groups import MODELS, TOP
@@ -29,6 +29,7 @@ from fastdllm.evals.journal import Journal
 from fastdllm.evals.likelihood import greedily, log_likelihood
 from fastdllm.evals.numbers import peak_memory
 from fastdllm.evals.workers import Workers, find_workers
+from fastdllm.loading import load
 from fastdllm.models.checkpoint import resolve
 from fastdllm.presets import load_preset
 from fastdllm.record import environment, fingerprint, settings

@@ -11,8 +11,10 @@ Shapes: N batch rows of a pass, R rows of each, T canvas length, H key/value hea
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,7 +28,8 @@ from fastdllm.models.transformer import Block, KeyValues, LayerHook, Transformer
 
 LENGTH, ROWS = 128, 8
 FEW = 256
-"""Passes of more rows than this are left as they are: launching them costs no more than running them."""
+"""Passes of more rows than this are left as they are: launching them costs no more than running them. Not so where
+weights are rounded to 8 bits: there each layer is dozens of small kernels until it is compiled."""
 Held = tuple[Tensor, Tensor]
 
 
@@ -99,7 +102,8 @@ class Compiled(Transformer):
         layers: LayerHook | None = None,
     ) -> Tensor:
         """As :meth:`Transformer.forward`."""
-        if layers is not None or not isinstance(store, BoundStore) or tokens_BR.shape[1] > FEW:
+        wide = tokens_BR.shape[1] > FEW and self.quantized is None
+        if layers is not None or not isinstance(store, BoundStore) or wide:
             return super().forward(tokens_BR, positions_BR, visible, store, layers)
         pool = store.store.pool
         passes = self._passes.setdefault(pool.base, {})
@@ -164,8 +168,21 @@ class StaticPass:
                 self.network.few(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with uncollected(), torch.cuda.graph(self.graph):
             self.hidden = self.network.few(*inputs)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Nothing that is unreachable is freed inside: an old recording that goes while a new one is made spoils it."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def check_compiler(device: torch.device) -> None:

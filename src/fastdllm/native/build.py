@@ -78,9 +78,9 @@ def build(path: Path) -> None:
     """
     command, threads = compiler(), runtime()
     if command is None:
-        raise OptionError("compile=True on a CPU needs a C++ compiler such as g++, and none was found; leave it out.")
+        raise OptionError("the kernels of compile=True need a C++ compiler such as g++, and none was found.")
     if threads is None:
-        raise OptionError("compile=True on a CPU needs a torch with OpenMP, and this one has none; leave it out.")
+        raise OptionError("the kernels of compile=True need a torch with OpenMP, and this one has none.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -89,7 +89,7 @@ def build(path: Path) -> None:
             _run([command, "-shared", str(made), str(threads), "-o", str(whole)])
             whole.replace(path)
     except OSError as error:
-        raise OptionError(f"compile=True cannot keep its kernels in {path.parent} ({error.strerror}).") from None
+        raise OptionError(f"the kernels of compile=True cannot be kept in {path.parent} ({error.strerror}).") from None
 
 
 def _run(command: list[str]) -> None:
@@ -97,6 +97,6 @@ def _run(command: list[str]) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.CalledProcessError as error:
         said = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[-200:])
-        raise OptionError(f"compile=True: {command[0]} cannot build the kernels ({said}); leave it out.") from None
+        raise OptionError(f"{command[0]} cannot build the kernels of compile=True ({said}).") from None
     except subprocess.TimeoutExpired:
-        raise OptionError(f"compile=True: {command[0]} took more than {PATIENCE:.0f} s; leave it out.") from None
+        raise OptionError(f"{command[0]} takes more than {PATIENCE:.0f} s for the kernels of compile=True.") from None

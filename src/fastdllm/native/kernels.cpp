@@ -109,6 +109,7 @@ static inline void multiply(const float* a, const float* b, long deep, float* c,
 }
 
 extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
+    if (m == 0) return;
     long blocks = (m + ROWS - 1) / ROWS;
     float* a = (float*)rows_of_all.of(blocks * ROWS * k * 4);  // (blocks, K, ROWS)
 #pragma omp parallel num_threads(threads)
@@ -172,6 +173,7 @@ static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long 
 }
 
 extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
+    if (m == 0) return;
     long blocks = (m + 31) / 32, steps = k / 32;
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
 #pragma omp parallel num_threads(threads)

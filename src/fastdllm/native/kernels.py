@@ -77,7 +77,7 @@ class Kernels:
             raise OptionError(f"there are no kernels for {str(dtype).removeprefix('torch.')} on this processor.")
         kernels = library()
         if dtype == torch.bfloat16 and not kernels.allow_tiles():
-            raise OptionError("compile=True: this system does not let a process use AMX; leave it out.")
+            raise OptionError("the kernels of compile=True need AMX, which this system does not let a process use.")
         self.dtype = dtype
         self._linear, self._norm, self._rotate, self._gated = (
             _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()

@@ -1,0 +1,313 @@
+"""Kernels of this machine: what torch computes, for a row the same bits in any company, and a word where there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fastdllm
+from fastdllm import loading
+from fastdllm.arena.flops import Counter
+from fastdllm.engine import Engine
+from fastdllm.errors import OptionError
+from fastdllm.models import attention
+from fastdllm.models.attention import sdpa
+from fastdllm.models.checkpoint import save_checkpoint
+from fastdllm.models.native import MIX, NativeLinear, is_native, native_layout, use_kernels
+from fastdllm.models.packed import lay_out
+from fastdllm.models.transformer import RMSNorm, Transformer, gated, rotary_angles, rotate
+from fastdllm.native import build
+from fastdllm.native.build import compiler, supports
+from fastdllm.native.kernels import dense, kernels_for, panels
+from fastdllm.record import environment
+from toys import FAMILIES, prompts_of, toy_config, toy_model
+
+SERVED = [dtype for dtype in (torch.float32, torch.bfloat16) if supports(dtype) and compiler()]
+pytestmark = pytest.mark.skipif(not SERVED, reason="no kernels for this processor, or no compiler")
+needs_tiles = pytest.mark.skipif(torch.bfloat16 not in SERVED, reason="no AMX")
+WIDE = {"hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 160}
+"""A toy whose heads are as wide as kernels want them; its vocabulary is not, so its head stays plain."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Built here, not found where an earlier run left it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for dtype in SERVED:
+            kernels_for(dtype)
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def native_toy(family="llada", dtype=torch.float32, **changes) -> Transformer:
+    model = toy_model(family, dtype=dtype, **(WIDE | changes))
+    lay_out(model, native_layout(dtype))
+    use_kernels(model)
+    return model
+
+
+def close(found: torch.Tensor, exact: torch.Tensor, steps: float = 4) -> None:
+    """Within some units of the last place of the largest number."""
+    unit = torch.finfo(found.dtype).eps * float(exact.abs().max())
+    torch.testing.assert_close(found.double(), exact, atol=steps * unit, rtol=0)
+
+
+# What they compute
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+@pytest.mark.parametrize("shape", [(32, 32), (96, 64), (64, 352)])
+def test_a_weight_comes_back_bit_by_bit(dtype, shape):
+    weight = drawn(*shape, dtype=dtype)
+    assert torch.equal(dense(panels(weight), shape[0]), weight)
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 16), (33,), (3, 40), (200,), (2, 0)])
+def test_products_are_those_of_the_plain_layer(dtype, bias, shape):
+    plain = nn.Linear(352, 96, bias=bias, dtype=dtype).requires_grad_(False)
+    layer, x = NativeLinear(plain.weight, plain.bias), drawn(*shape, 352, dtype=dtype)
+    found, exact = layer(x), F.linear(x.double(), plain.weight.double(), None if not bias else plain.bias.double())
+    assert found.shape == (*shape, 96)
+    assert found.dtype == dtype
+    if found.numel():
+        close(found, exact, 1 if dtype == torch.bfloat16 else 16)
+    strided = drawn(352, *shape, dtype=dtype).movedim(0, -1)
+    assert torch.equal(layer(strided), layer(strided.contiguous()))
+
+
+@needs_tiles
+@settings(deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.integers(1, 40), st.integers(1, 100),
+    st.sampled_from([32, 64, 128]), st.sampled_from(["none", "columns", "rows"]), st.integers(0, 99),
+)  # fmt: skip
+def test_attention_is_the_fused_kernels(batch, heads, rows, length, width, masked, seed):
+    q = drawn(batch, rows, heads[0], width, dtype=torch.bfloat16, seed=seed).transpose(1, 2)
+    held = drawn(2, batch, heads[1], length + 1, width, dtype=torch.bfloat16, seed=seed + 1)
+    k, v, visible = held[0, :, :, :length], held[1, :, :, :length], None
+    if masked != "none":
+        shape = (batch, 1, rows if masked == "rows" else 1, length)
+        visible = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+        visible[..., -1] = True
+    found = kernels_for(torch.bfloat16).attend(q, k, v, visible)
+    assert found.shape == q.shape
+    exact = sdpa(q.double(), k.double(), v.double(), visible)
+    torch.testing.assert_close(found.double(), exact, atol=2**-6, rtol=2**-6)
+
+
+@needs_tiles
+def test_attention_to_far_and_large_scores():
+    """The weight of a key goes to zero without underflow of the rest, and no score is too large."""
+    q, v = drawn(1, 1, 2, 32, dtype=torch.bfloat16), drawn(1, 1, 50, 32, dtype=torch.bfloat16)
+    k = drawn(1, 1, 50, 32, dtype=torch.bfloat16, seed=1) * 300
+    found = kernels_for(torch.bfloat16).attend(q, k, v, None)
+    torch.testing.assert_close(found.double(), sdpa(q.double(), k.double(), v.double(), None), atol=2**-6, rtol=2**-6)
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+def test_norms_rotation_and_gates_are_those_of_the_plain_network(dtype):
+    kernels, x = kernels_for(dtype), drawn(2, 5, 96, dtype=dtype) * 3
+    norm = RMSNorm(96, 1e-6).to(dtype).requires_grad_(False)
+    norm.weight.data = drawn(96, dtype=dtype, seed=1)
+    close(kernels.norm(x, norm.weight, 1e-6), norm(x).double(), 2)
+    heads, (cos, sin) = drawn(2, 5, 3, 64, dtype=dtype), rotary_angles(torch.arange(10).view(2, 5), 64, 10000.0)
+    close(kernels.rotate(heads, cos, sin), rotate(heads, cos, sin).double(), 2)
+    gate = torch.cat([x.flatten(), torch.tensor([-1e4, -90.0, -0.0, 90.0, 1e4] + [0.0] * 11, dtype=dtype)])
+    up = drawn(len(gate), dtype=dtype, seed=2)
+    found = kernels.gated(gate, up)
+    torch.testing.assert_close(found, gated(gate.clone(), up), rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+
+
+# In a network
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_has_the_same_bits_in_any_company(family, dtype):
+    model = native_toy(family, dtype)
+    model.mixing = MIX if dtype == torch.bfloat16 else "matmul"
+    prompts = prompts_of([30, 3, 61])
+    options = {"gen_length": 24, "block_length": 8, "cache": "dual", "decoder": "threshold:threshold=0.6"}
+    together = Engine(model).generate(prompts, **options)
+    alone = [Engine(model).generate([prompt], **options)[0] for prompt in prompts]
+    assert [(c.canvas, c.nfe) for c in together] == [(c.canvas, c.nfe) for c in alone]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "sliding", "dkv", "d2cache", "dllm"])
+def test_tokens_are_those_of_the_plain_network(family, cache):
+    plain, own = Engine(toy_model(family, **WIDE)), Engine(native_toy(family))
+    assert is_native(own.model)
+    for decoder in ("threshold:threshold=0.6", "topk:k=2"):
+        options = {"gen_length": 24, "block_length": 8, "cache": cache, "decoder": decoder}
+        found, expected = (engine.generate(prompts_of([30, 3]), **options) for engine in (own, plain))
+        assert [(c.canvas, c.nfe) for c in found] == [(c.canvas, c.nfe) for c in expected]
+
+
+@needs_tiles
+def test_attention_is_raced_among_all_ways(monkeypatch):
+    monkeypatch.setattr(attention, "_measured", {})
+    monkeypatch.setattr(attention, "LEAST_WORK", 0)
+    seen = []
+    monkeypatch.setattr(attention, "race", lambda *ways: seen.append(ways) or [1.0] * (len(ways) - 1) + [0.5])
+    model = native_toy(dtype=torch.bfloat16)
+    Engine(model).generate(prompts_of([30]), gen_length=8, block_length=8, cache="dual", decoder="topk:k=2")
+    assert {len(ways) for ways in seen} == {3}
+    own = model.blocks[0].attention.mixes[MIX]
+    assert set(attention._measured.values()) == {own}
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+def test_operations_are_counted_as_those_of_the_plain_network(dtype):
+    options = {"gen_length": 16, "block_length": 8, "cache": "dual", "decoder": "topk:k=2"}
+    counts = []
+    for model in (toy_model(dtype=dtype, **WIDE), native_toy(dtype=dtype)):
+        model.mixing = MIX if is_native(model) and dtype == torch.bfloat16 else "sdpa"
+        engine = Engine(model)
+        with Counter(model) as counter:
+            counted = engine.generate(prompts_of([9]), **options)
+        assert counted[0].canvas == engine.generate(prompts_of([9]), **options)[0].canvas
+        counts.append(counter.total)
+    assert counts[0] == counts[1]
+
+
+# Loading
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save_checkpoint(toy_model("dream", **WIDE), path)
+    return path
+
+
+def test_compile_gives_kernels_and_says_so(folder):
+    engine = fastdllm.load(folder, compile=True, device="cpu")
+    assert is_native(engine.model)
+    assert environment(engine)["kernels"] is True
+    assert not is_native(fastdllm.load(folder, device="cpu").model)  # too small for it to be the default
+    options = {"gen_length": 16, "block_length": 8}
+    found = engine.generate(prompts_of([9]), **options)
+    assert found[0].canvas == fastdllm.load(folder, device="cpu").generate(prompts_of([9]), **options)[0].canvas
+
+
+def test_large_models_have_them_by_default(folder, monkeypatch):
+    monkeypatch.setattr(loading, "LARGE", 1)
+    assert is_native(fastdllm.load(folder, device="cpu").model)
+    for other in ({"packed": False}, {"packed": True}, {"dtype": "float16"}, {"dtype": "int8"}):
+        assert not is_native(fastdllm.load(folder, device="cpu", **other).model)
+    monkeypatch.setattr(loading, "compiler", lambda: None)
+    assert not is_native(fastdllm.load(folder, device="cpu").model)
+
+
+def test_a_saved_model_has_plain_weights(folder, tmp_path):
+    engine = fastdllm.load(folder, compile=True, device="cpu")
+    save_checkpoint(engine.model, tmp_path)
+    plain, again = fastdllm.load(folder, device="cpu"), fastdllm.load(tmp_path, device="cpu")
+    for name, weight in plain.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+    with pytest.raises(OptionError, match="cannot be moved or cast"):
+        engine.model.to(torch.float64)
+
+
+def test_attention_of_kernels_needs_them(folder):
+    with pytest.raises(OptionError, match=r"attention='kernels' needs compile=True, and bfloat16 on a CPU with AMX"):
+        fastdllm.load(folder, attention="kernels", device="cpu")
+
+
+# Building
+
+
+@pytest.fixture
+def nothing_built(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.library.cache_clear()
+    kernels_for.cache_clear()
+    yield tmp_path
+    build.library.cache_clear()
+    kernels_for.cache_clear()
+
+
+def test_what_was_built_is_found_again(nothing_built, monkeypatch):
+    kernels_for(SERVED[0])
+    (path,) = nothing_built.rglob("*.so")
+    assert [*nothing_built.rglob("*")] == [path.parent, path]  # nothing else is left
+    build.library.cache_clear()
+    monkeypatch.setattr(build, "build", lambda path: pytest.fail("built twice"))
+    build.library()
+
+
+def test_without_a_compiler_there_is_a_sentence_before_the_weights_are_read(nothing_built, folder, monkeypatch):
+    monkeypatch.setattr("fastdllm.loading.load_weights", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    with pytest.raises(OptionError, match=r"need a C\+\+ compiler such as g\+\+, and none was found\."):
+        fastdllm.load(folder, compile=True, device="cpu")
+
+
+def test_a_compiler_that_fails(nothing_built, folder, monkeypatch):
+    bad = nothing_built / "bad"
+    bad.write_text("#!/bin/sh\necho 'kernels.cpp:1: error: no such thing' >&2; exit 1\n")
+    bad.chmod(0o755)
+    monkeypatch.setenv("CXX", str(bad))
+    with pytest.raises(OptionError, match=r"bad cannot build the kernels of compile=True \(.*error: no such thing\)"):
+        fastdllm.load(folder, compile=True, device="cpu")
+    monkeypatch.setattr(loading, "LARGE", 1)
+    with pytest.warns(RuntimeWarning, match="Weights are laid out for oneDNN instead"):
+        assert not is_native(fastdllm.load(folder, device="cpu").model)
+
+
+def test_a_compiler_that_hangs_is_given_up(nothing_built, folder, monkeypatch):
+    slow = nothing_built / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setattr(build, "PATIENCE", 0.1)
+    with pytest.raises(OptionError, match=r"slow takes more than 0 s"):
+        fastdllm.load(folder, compile=True, device="cpu")
+
+
+def test_a_folder_that_cannot_be_written(nothing_built, folder, monkeypatch):
+    (nothing_built / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nothing_built / "file"))
+    with pytest.raises(OptionError, match=r"cannot be kept in .*file/fastdllm \(Not a directory\)"):
+        fastdllm.load(folder, compile=True, device="cpu")
+
+
+def test_kernels_share_the_threads_of_torch(nothing_built):
+    """A second OpenMP runtime would bring a second pool of threads onto the same cores."""
+    kernels_for(SERVED[0])
+    text = Path("/proc/self/maps").read_text()
+    assert len({line.split(maxsplit=5)[5] for line in text.splitlines() if build.RUNTIMES.search(line)}) == 1
+
+
+def test_processes_that_build_at_once(tmp_path):
+    code = f"import torch; from fastdllm.native.kernels import kernels_for; kernels_for({SERVED[0]}); print('built')"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    together = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) for _ in range(3)]
+    assert [process.communicate()[0] for process in together] == [b"built\n"] * 3
+
+
+def test_kernels_of_another_dtype_are_refused():
+    assert not supports(torch.float16)
+    with pytest.raises(OptionError, match=r"there are no kernels for float16"):
+        kernels_for(torch.float16)
+    config = toy_config(**WIDE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loading.native_if_large(config, torch.float16, torch.device("cpu")) is None
+    assert loading.native_if_large(config, torch.float32, torch.device("meta")) is None
