@@ -23,7 +23,8 @@ import torch
 from fastdllm.errors import OptionError
 from fastdllm.machine import cpu_flags
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+HERE = Path(__file__).parent
+SOURCE = HERE / "kernels.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 RUNTIMES = re.compile(r"/(libgomp|libiomp5|libomp)[^/]*\.so[^/]*$")
 PATIENCE = 120.0
@@ -58,7 +59,8 @@ def library() -> ctypes.CDLL:
 
 def built() -> Path:
     """Where the library lies once it is built: its name says from what, for which processor and with which runtime."""
-    of = [SOURCE.read_text(), *FLAGS, *sorted(cpu_flags()), str(runtime()), str(compiler())]
+    sources = [path.read_text() for path in sorted((*HERE.glob("*.h"), SOURCE))]
+    of = [*sources, *FLAGS, *sorted(cpu_flags()), str(runtime()), str(compiler())]
     digest = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "fastdllm" / f"kernels-{digest}.so"

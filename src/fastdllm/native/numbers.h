@@ -1,0 +1,64 @@
+// Vectors of 16 float32 numbers, what is read into and written from them, and memory to work in.
+#pragma once
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+using bf16 = uint16_t;
+constexpr long LANES = 16, PANEL = 32;
+
+typedef float vec __attribute__((vector_size(64)));
+typedef uint32_t bits __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+
+static inline vec load(const float* p) {
+    vec v;
+    memcpy(&v, p, 64);
+    return v;
+}
+static inline vec load(const bf16* p) {
+    halves h;
+    memcpy(&h, p, 32);
+    return (vec)(__builtin_convertvector(h, bits) << 16);
+}
+static inline void store(float* p, vec v) { memcpy(p, &v, 64); }
+static inline void store(bf16* p, vec v) {  // to nearest, ties to even
+    bits u = (bits)v;
+    halves h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
+    memcpy(p, &h, 32);
+}
+static inline vec all(float x) { return vec{} + x; }
+static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+
+// 2^x for x <= 0, to some units of float32's last place; zero below 2^-126.
+static inline vec power(vec x) {
+    __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
+    vec f = x - (vec)whole;
+    vec p = all(1.5403530e-4f);
+    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) p = p * f + c;
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.f), _CMP_GE_OQ);
+    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
+}
+constexpr float LOG2E = 1.44269504f;
+
+// Memory that a thread keeps from call to call.
+struct Scratch {
+    void* at = nullptr;
+    size_t size = 0;
+    void* of(size_t bytes) {
+        if (bytes > size) {
+            free(at);
+            size = (bytes + 4095) / 4096 * 4096;
+            at = aligned_alloc(4096, size);
+            if (!at) abort();
+        }
+        return at;
+    }
+    ~Scratch() { free(at); }
+};
+static thread_local Scratch rows_of_all, own;

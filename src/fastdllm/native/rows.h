@@ -1,0 +1,56 @@
+// What is computed row by row or number by number.
+#pragma once
+#include "numbers.h"
+
+template <class T>
+static void norm(const T* x, const T* weight, T* y, long rows, long width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < rows; r++) {
+        vec squares = {};
+        for (long i = 0; i < width; i += LANES) squares += load(x + r * width + i) * load(x + r * width + i);
+        float scale = 1 / std::sqrt(sum(squares) / width + eps);
+        for (long i = 0; i < width; i += LANES)
+            store(y + r * width + i, load(x + r * width + i) * scale * load(weight + i));
+    }
+}
+
+// Cosines and sines of a row (width), the first half of the sines negative.
+template <class T>
+static void rotate(const T* x, const float* cos, const float* sin, T* y, long rows, long heads, long width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < rows; r++)
+        for (long h = 0; h < heads; h++)
+            for (long i = 0; i < width; i += LANES) {
+                const T* head = x + (r * heads + h) * width;
+                vec other = load(head + (i + width / 2) % width);
+                vec turned = load(head + i) * load(cos + r * width + i) + other * load(sin + r * width + i);
+                store(y + (r * heads + h) * width + i, turned);
+            }
+}
+
+// silu(gate) * up, silu rounded as the layer's dtype is.
+template <class T>
+static void gated(const T* gate, const T* up, T* y, long count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < count; i += LANES) {
+        vec x = load(gate + i), small = power(-(vec)_mm512_abs_ps((__m512)x) * LOG2E);
+        vec above = (vec)_mm512_max_ps((__m512)x, _mm512_setzero_ps());  // silu(x) = x / (1 + e^-x), without overflow
+        T silu[LANES];
+        store(silu, (above + (x - above) * small) / (1 + small));
+        store(y + i, load(silu) * load(up + i));
+    }
+}
+
+#define EXPORT(T, dtype)                                                                                              \
+    extern "C" void norm_##dtype(const T* x, const T* w, T* y, long rows, long width, float eps, int threads) {       \
+        norm(x, w, y, rows, width, eps, threads);                                                                     \
+    }                                                                                                                 \
+    extern "C" void rotate_##dtype(                                                                                   \
+        const T* x, const float* cos, const float* sin, T* y, long rows, long heads, long width, int threads) {       \
+        rotate(x, cos, sin, y, rows, heads, width, threads);                                                          \
+    }                                                                                                                 \
+    extern "C" void gated_##dtype(const T* gate, const T* up, T* y, long count, int threads) {                        \
+        gated(gate, up, y, count, threads);                                                                           \
+    }
+EXPORT(float, f32)
+EXPORT(bf16, bf16)
