@@ -23,9 +23,9 @@ from fastdllm.errors import OptionError
 from fastdllm.models import attention
 from fastdllm.models.attention import sdpa
 from fastdllm.models.checkpoint import save_checkpoint
-from fastdllm.models.native import MIX, NativeLinear, is_native, native_layout, use_kernels
+from fastdllm.models.native import MIX, NativeBlock, NativeLinear, is_native, native_layout, use_kernels
 from fastdllm.models.packed import lay_out
-from fastdllm.models.transformer import RMSNorm, Transformer, gated, rotary_angles, rotate
+from fastdllm.models.transformer import Block, RMSNorm, Transformer, gated, rotary_angles, rotate
 from fastdllm.native import build
 from fastdllm.native.build import compiler, supports
 from fastdllm.native.kernels import dense, kernels_for, panels
@@ -157,6 +157,17 @@ def test_tokens_are_those_of_the_plain_network(family, cache):
         options = {"gen_length": 24, "block_length": 8, "cache": cache, "decoder": decoder}
         found, expected = (engine.generate(prompts_of([30, 3]), **options) for engine in (own, plain))
         assert [(c.canvas, c.nfe) for c in found] == [(c.canvas, c.nfe) for c in expected]
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_in_four_calls_has_the_bits_of_its_parts(family, dtype):
+    model = native_toy(family, dtype)
+    model.mixing = "sdpa"
+    x, angles = drawn(2, 700, 128, dtype=dtype), rotary_angles(torch.arange(1400).view(2, 700), 32, 10000.0)
+    for block in model.blocks:
+        assert isinstance(block, NativeBlock)
+        assert torch.equal(block(x, angles, None, 0, None), Block.forward(block, x, angles, None, 0, None))
 
 
 @needs_tiles

@@ -6,10 +6,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastdllm.models.attention import MIXES, Mixing
+from fastdllm.models.attention import MIXES, Mixing, attend
 from fastdllm.models.packed import LaidOutLinear, Layout, fill
-from fastdllm.models.transformer import Block, RMSNorm, Transformer
+from fastdllm.models.transformer import Angles, Block, KeyValues, RMSNorm, Transformer
 from fastdllm.native.build import supports
 from fastdllm.native.kernels import LANES, Kernels, dense, kernels_for, panels
 
@@ -54,6 +55,37 @@ class NativeNorm(RMSNorm):
         return self._kernels.norm(x, self.weight, self.eps)
 
 
+class NativeBlock(Block):
+    """A block whose parts compute with kernels, in four calls: what it gives has the same bits as what they give."""
+
+    def __init__(self, block: Block, kernels: Kernels) -> None:
+        nn.Module.__init__(self)
+        self.attention_norm, self.attention = block.attention_norm, block.attention
+        self.feed_forward_norm, self.feed_forward = block.feed_forward_norm, block.feed_forward
+        self._kernels = kernels
+
+    def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
+        if is_in_torch_dispatch_mode():  # somebody watches the parts
+            return super().forward(x, angles, visible, layer, store)
+        attention, feed_forward, kernels = self.attention, self.feed_forward, self._kernels
+        projections = [cast(NativeLinear, part) for part in (attention.q, attention.k, attention.v)]
+        norm, after = self.attention_norm, self.feed_forward_norm
+        q, k, v = kernels.project(
+            x, norm.weight, norm.eps, [p.panels for p in projections], [p.bias for p in projections], *angles
+        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if store is not None:
+            k, v = store.exchange(layer, k, v)
+        mixed = attend(q, k, v, visible, attention.mixing, attention.mixes)
+        x = kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(attention.out))
+        gate, up, down = map(_panels, (feed_forward.gate, feed_forward.up, feed_forward.down))
+        return kernels.feed_forward(x, after.weight, after.eps, gate, up, down)
+
+
+def _panels(layer: nn.Module) -> Tensor:
+    return cast(NativeLinear, layer).panels
+
+
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether there are kernels for models of ``dtype`` on ``device``."""
     return device.type == "cpu" and supports(dtype)
@@ -78,16 +110,20 @@ def use_kernels(model: Transformer) -> None:
     kernels, config = kernels_for(model.embed.weight.dtype), model.config
     if config.hidden_size % LANES == 0:
         model.norm = NativeNorm(model.norm, kernels)
-    for block in map(_block, model.blocks):
+    for number, block in enumerate(map(_block, model.blocks)):
+        attention, feed_forward = block.attention, block.feed_forward
         if config.hidden_size % LANES == 0:
             block.attention_norm = NativeNorm(block.attention_norm, kernels)
             block.feed_forward_norm = NativeNorm(block.feed_forward_norm, kernels)
         if config.head_dim % (2 * LANES) == 0:
-            block.attention.rotate = kernels.rotate
+            attention.rotate = kernels.rotate
             if kernels.attends:
-                block.attention.mixes = {**MIXES, MIX: kernels.attend}
+                attention.mixes = {**MIXES, MIX: kernels.attend}
         if config.intermediate_size % LANES == 0:
-            block.feed_forward.gated = kernels.gated
+            feed_forward.gated = kernels.gated
+        linear = [part for part in block.modules() if isinstance(part, nn.Linear | LaidOutLinear)]
+        if config.head_dim % (2 * LANES) == 0 and all(isinstance(part, NativeLinear) for part in linear):
+            model.blocks[number] = NativeBlock(block, kernels)
 
 
 def is_native(model: Transformer) -> bool:

@@ -11,7 +11,7 @@ width.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,9 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "norm": [_POINTER] * 3 + [_LONG] * 2 + [ctypes.c_float, ctypes.c_int],
     "rotate": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "gated": [_POINTER] * 3 + [_LONG, ctypes.c_int],
+    "project": [_POINTER] * 13 + [_LONG] * 4 + [ctypes.c_float, ctypes.c_int],
+    "merge": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
+    "feed_forward": [_POINTER] * 6 + [_LONG] * 3 + [ctypes.c_float, ctypes.c_int],
 }
 
 
@@ -79,9 +82,9 @@ class Kernels:
         if dtype == torch.bfloat16 and not kernels.allow_tiles():
             raise OptionError("the kernels of compile=True need AMX, which this system does not let a process use.")
         self.dtype = dtype
-        self._linear, self._norm, self._rotate, self._gated = (
-            _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()
-        )
+        self._call = {
+            name: _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()
+        }
         self._attend: Callable[..., None] | None = None
         if dtype == torch.bfloat16:
             arguments = [*[_POINTER] * 5, ctypes.POINTER(_Shape), ctypes.c_float, ctypes.c_int]
@@ -101,7 +104,7 @@ class Kernels:
     def _multiplied(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
         x, inputs = x.contiguous(), x.shape[-1]
         out = x.new_empty((*x.shape[:-1], outputs))
-        self._linear(
+        self._call["linear"](
             x.data_ptr(), held.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
             x.numel() // inputs, outputs, inputs, torch.get_num_threads(),
         )  # fmt: skip
@@ -141,7 +144,7 @@ class Kernels:
         x = x.contiguous()
         out = torch.empty_like(x)
         width = x.shape[-1]
-        self._norm(
+        self._call["norm"](
             x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
         )
         return out
@@ -151,7 +154,7 @@ class Kernels:
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         out = torch.empty_like(x)
         batch, rows, heads, width = x.shape
-        self._rotate(
+        self._call["rotate"](
             x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), batch * rows, heads, width,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -161,7 +164,50 @@ class Kernels:
         """silu(gate) * up, elementwise, of a multiple of :data:`LANES` numbers."""
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
-        self._gated(gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+        self._call["gated"](gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+        return out
+
+    def project(
+        self, x: Tensor, norm: Tensor, eps: float, weights: Sequence[Tensor], biases: Sequence[Tensor | None],
+        cos: Tensor, sin: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Queries (B, R, H, D), keys and values (B, R, G, D) of the norm of ``x`` (B, R, E); the first two rotated.
+
+        Args:
+            weights: :func:`panels` of the three projections.
+            biases: theirs.
+        """
+        batch, rows, width = x.shape
+        x, cos, sin, head_dim = x.contiguous(), cos.contiguous(), sin.contiguous(), cos.shape[-1]
+        kv_width = weights[1].numel() // width
+        q = x.new_empty((batch, rows, width // head_dim, head_dim))
+        k, v = (x.new_empty((batch, rows, kv_width // head_dim, head_dim)) for _ in range(2))
+        self._call["project"](
+            x.data_ptr(), norm.data_ptr(), *(weight.data_ptr() for weight in weights),
+            *(None if bias is None else bias.data_ptr() for bias in biases), cos.data_ptr(), sin.data_ptr(),
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), batch * rows, width, kv_width, head_dim, eps,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return q, k, v
+
+    def merge(self, x: Tensor, mixed: Tensor, held: Tensor) -> Tensor:
+        """``x`` (B, R, E) plus the product of ``mixed`` (B, R, K) with a weight in :func:`panels`."""
+        x, mixed = x.contiguous(), mixed.contiguous()
+        out, width, inputs = torch.empty_like(x), x.shape[-1], mixed.shape[-1]
+        self._call["merge"](
+            x.data_ptr(), mixed.data_ptr(), held.data_ptr(), out.data_ptr(), x.numel() // width, width, inputs,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def feed_forward(self, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """``x`` (B, R, E) plus the feed-forward of its norm; weights in :func:`panels`."""
+        x = x.contiguous()
+        out, width = torch.empty_like(x), x.shape[-1]
+        self._call["feed_forward"](
+            x.data_ptr(), norm.data_ptr(), gate.data_ptr(), up.data_ptr(), down.data_ptr(), out.data_ptr(),
+            x.numel() // width, width, gate.numel() // width, eps, torch.get_num_threads(),
+        )  # fmt: skip
         return out
 
 

@@ -61,4 +61,4 @@ struct Scratch {
     }
     ~Scratch() { free(at); }
 };
-static thread_local Scratch rows_of_all, own;
+static thread_local Scratch rows_of_all, between, own;

@@ -41,6 +41,13 @@ static void gated(const T* gate, const T* up, T* y, long count, int threads) {
     }
 }
 
+// y += x, rounded as two steps of the layer's dtype are.
+template <class T>
+static void add(const T* x, T* y, long count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < count; i += LANES) store(y + i, load(x + i) + load(y + i));
+}
+
 #define EXPORT(T, dtype)                                                                                              \
     extern "C" void norm_##dtype(const T* x, const T* w, T* y, long rows, long width, float eps, int threads) {       \
         norm(x, w, y, rows, width, eps, threads);                                                                     \
