@@ -58,8 +58,9 @@ def load(
             seconds and once: float32 needs AVX-512, bfloat16 AMX. Elsewhere, compile the layers, and on a GPU record
             passes over a block as CUDA graphs: the first passes of each size take longer, up to a minute; what was
             compiled is kept for later runs.
-        packed: lay the weights of linear layers out for the CPU once, here, rather than at every product; by
-            default where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`).
+        packed: lay the weights of linear layers out for the CPU once, here, rather than at every product. By default
+            large models (:data:`LARGE`) are laid out for the kernels of ``compile``, where there are such, and others
+            for oneDNN where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`); True is for oneDNN.
         attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: on CPUs,
             the one that is fastest for the shape of a pass, timed once. They round differently; name one where every
             run must give the same bits.

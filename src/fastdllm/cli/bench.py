@@ -52,9 +52,17 @@ Passes = Annotated[
 Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Rounds of passes: a full one and four cached.")]
 Runs = Annotated[int, typer.Option(metavar="N", min=1, help="Generations of each setting.")]
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16, int8, float8 (GPUs).")]
-Packed = Annotated[bool | None, typer.Option("--packed/--no-packed", help="Pack weights once at load [default: auto].")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the layers; on a GPU, with CUDA graphs.")]
-Attention = Annotated[str, typer.Option(metavar="NAME", help="auto (the faster one), sdpa, matmul.")]
+Packed = Annotated[
+    bool | None,
+    typer.Option(
+        "--packed/--no-packed", help="Lay weights out once at load [default: auto: for kernels, or for oneDNN]."
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="GPU: recorded passes. CPU: kernels built for it, once."),
+]
+Attention = Annotated[str, typer.Option(metavar="NAME", help="auto (the fastest), sdpa, matmul, kernels.")]
 Plain = Annotated[
     bool | None,
     typer.Option("--plain/--no-plain", help="Time plain nn.Linear, too [default: for shapes on a CPU]."),

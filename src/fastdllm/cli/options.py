@@ -35,7 +35,13 @@ TensorParallel = Annotated[
     str, typer.Option(metavar="N", help="Processes to split the model over: auto is all that torchrun started.")
 ]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the layers; on a GPU record passes as CUDA graphs.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="GPU: compiled layers, recorded passes. CPU: kernels built for it, the default of large models.",
+    ),
+]
 PresetName = Annotated[
     str | None,
     typer.Option("--preset", metavar="PRESET", help=f"Options: {', '.join(BUILT_IN)}, or a file of fastdllm tune."),
@@ -50,6 +56,12 @@ TopK = Annotated[int | None, typer.Option(metavar="N", help="Keep this many of t
 CfgScale = Annotated[float, typer.Option(metavar="S", help="Guidance; needs cache none.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the noise.")]
 StopAtEos = Annotated[bool, typer.Option(show_default=False, help="End at an end token (the default).")]
+
+
+COMPILING = (
+    "on a GPU passes over a block are compiled when first met: up to a minute, and less in later runs; on a CPU "
+    "kernels are built, once: seconds"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +95,7 @@ class ModelChoice:
         self.warn_of_other_weights(folder)
         written = max((path.stat().st_mtime_ns for path in folder.iterdir()), default=0)
         if self.compile:
-            note("passes over a block are compiled when first met: up to a minute, and less in later runs")
+            note(COMPILING)
         engine = _loaded(folder, written, self.dtype, self.device, self.tensor_parallel, self.compile)
         engine.name = self.model
         return engine
