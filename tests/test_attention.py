@@ -87,7 +87,8 @@ def timed(monkeypatch: pytest.MonkeyPatch, slow: str) -> list[str]:
         return mix
 
     mixes = {name: runs(name) for name in ("sdpa", "matmul")}
-    monkeypatch.setattr(attention, "MIXES", mixes)
+    for name, mix in mixes.items():
+        monkeypatch.setitem(attention.MIXES, name, mix)
     monkeypatch.setattr(attention, "sdpa", mixes["sdpa"])
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     return calls
@@ -174,7 +175,7 @@ class WholeStore:
 def test_override_at_load(model):
     assert fastdllm.load(model).model.mixing == "auto"
     assert fastdllm.load(model, attention="matmul").model.mixing == "matmul"
-    with pytest.raises(OptionError, match=r"attention='flash' is not one of auto, sdpa, matmul\."):
+    with pytest.raises(OptionError, match=r"attention='flash' is not one of auto, sdpa, matmul, kernels\."):
         fastdllm.load(model, attention="flash")
 
 

@@ -103,7 +103,7 @@ def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixes: Mapp
     batch, heads, rows, width = q.shape
     _, groups, length, _ = k.shape
     if rows > MOST_ROWS:
-        mixes = {name: mix for name, mix in mixes.items() if mix is not matmul}
+        mixes = {name: mix for name, mix in mixes.items() if name != "matmul"}
     if len(mixes) == 1 or 4 * batch * heads * rows * width * length < LEAST_WORK:
         return sdpa
     sizes = tuple(bucket(size) for size in (batch, rows, length))
