@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def _built(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Built here, not found where an earlier run left it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        build.library.cache_clear()
+        kernels_for.cache_clear()
         for dtype in SERVED:
             kernels_for(dtype)
 
@@ -133,6 +136,68 @@ def test_norms_rotation_and_gates_are_those_of_the_plain_network(dtype):
     torch.testing.assert_close(found, gated(gate.clone(), up), rtol=32 * torch.finfo(dtype).eps, atol=1e-30)
 
 
+@needs_tiles
+def test_what_is_no_number_is_not_hidden():
+    q, v = drawn(1, 1, 2, 32, dtype=torch.bfloat16), drawn(1, 1, 50, 32, dtype=torch.bfloat16)
+    k = drawn(1, 1, 50, 32, dtype=torch.bfloat16, seed=1)
+    k[0, 0, 7, 3] = float("nan")
+    assert kernels_for(torch.bfloat16).attend(q, k, v, None).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+def test_rows_have_the_same_bits_in_any_company(dtype):
+    layer, x = NativeLinear(drawn(96, 352, dtype=dtype), None), drawn(200, 352, dtype=dtype, seed=1)
+    for rows in (slice(0, 1), slice(3, 40), slice(150, 200)):
+        assert torch.equal(layer(x)[rows], layer(x[rows]))
+    if dtype == torch.bfloat16:
+        q, k, v = (drawn(2, 3, 50, 32, dtype=dtype, seed=seed) for seed in range(3))
+        attend, visible = kernels_for(dtype).attend, torch.arange(50).expand(2, 1, 1, 50) < 37
+        shorter = attend(q[1:, :, 9:20], k[1:, :, :37], v[1:, :, :37], None)
+        assert torch.equal(attend(q, k, v, visible)[1:, :, 9:20], shorter)
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+def test_what_kernels_cannot_read_is_refused(dtype):
+    """They are told addresses alone: a wrong dtype or shape would be memory of somebody else's."""
+    layer, other = NativeLinear(drawn(64, 96, dtype=dtype), None), torch.float16
+    with pytest.raises(OptionError, match=r"were given float16 on cpu: load the model in the dtype wanted"):
+        layer(drawn(3, 96, dtype=other))
+    with pytest.raises(AssertionError):
+        layer(drawn(3, 64, dtype=dtype))
+    with pytest.raises(OptionError, match="no backward pass"):
+        layer(drawn(3, 96, dtype=dtype).requires_grad_())
+    kernels, x = kernels_for(dtype), drawn(2, 5, 96, dtype=dtype)
+    for wrong in (
+        lambda: kernels.norm(x, drawn(64, dtype=dtype), 1e-6),
+        lambda: kernels.gated(x, x[:1]),
+        lambda: kernels.rotate(x.view(2, 5, 3, 32), torch.ones(2, 4, 1, 32), torch.ones(2, 5, 1, 32)),
+        lambda: kernels.merge(x, x[:1], drawn(96 * 96, dtype=dtype), 8),
+    ):
+        with pytest.raises((AssertionError, RuntimeError)):
+            wrong()
+    model = native_toy(dtype=dtype)
+    with pytest.raises(OptionError, match="cannot be moved or cast"):
+        model.to(other)
+    with pytest.raises(OptionError, match="were given float16"):  # the embedding was cast before
+        Engine(model).generate(prompts_of([9]), gen_length=8, block_length=8)
+
+
+@needs_tiles
+def test_autocast_is_refused():
+    if torch.float32 in SERVED:
+        model = native_toy()
+        model.mixing = "sdpa"
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(OptionError, match="leave autocast out"):
+            Engine(model).generate(prompts_of([9]), gen_length=8, block_length=8)
+
+
+def test_a_network_with_kernels_can_be_copied():
+    model = native_toy()
+    options = {"gen_length": 8, "block_length": 8}
+    found = Engine(copy.deepcopy(model)).generate(prompts_of([9]), **options)
+    assert found[0].canvas == Engine(model).generate(prompts_of([9]), **options)[0].canvas
+
+
 # In a network
 
 
@@ -207,6 +272,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_other_layouts_do_not_go_with_compile(folder):
+    for packed in (True, False):
+        with pytest.raises(OptionError, match=f"packed={packed} does not go with compile=True"):
+            fastdllm.load(folder, compile=True, packed=packed, device="cpu")
+
+
 def test_compile_gives_kernels_and_says_so(folder):
     engine = fastdllm.load(folder, compile=True, device="cpu")
     assert is_native(engine.model)
@@ -237,7 +308,7 @@ def test_a_saved_model_has_plain_weights(folder, tmp_path):
 
 
 def test_attention_of_kernels_needs_them(folder):
-    with pytest.raises(OptionError, match=r"attention='kernels' needs compile=True, and bfloat16 on a CPU with AMX"):
+    with pytest.raises(OptionError, match=r"attention='kernels' needs kernels .* for bfloat16 on a CPU with AMX"):
         fastdllm.load(folder, attention="kernels", device="cpu")
 
 
@@ -259,7 +330,7 @@ def test_what_was_built_is_found_again(nothing_built, monkeypatch):
     (path,) = nothing_built.rglob("*.so")
     assert [*nothing_built.rglob("*")] == [path.parent, path]  # nothing else is left
     build.library.cache_clear()
-    monkeypatch.setattr(build, "build", lambda path: pytest.fail("built twice"))
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
     build.library()
 
 
@@ -295,15 +366,69 @@ def test_a_compiler_that_hangs_is_given_up(nothing_built, folder, monkeypatch):
 def test_a_folder_that_cannot_be_written(nothing_built, folder, monkeypatch):
     (nothing_built / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(nothing_built / "file"))
-    with pytest.raises(OptionError, match=r"cannot be kept in .*file/fastdllm \(Not a directory\)"):
+    with pytest.raises(OptionError, match=r"cannot be kept or loaded \(.*Not a directory.*\)"):
         fastdllm.load(folder, compile=True, device="cpu")
 
 
-def test_kernels_share_the_threads_of_torch(nothing_built):
-    """A second OpenMP runtime would bring a second pool of threads onto the same cores."""
+def test_a_folder_that_others_can_write(nothing_built, folder):
+    """What lies there is run."""
+    (nothing_built / "fastdllm").mkdir(mode=0o755)
+    (nothing_built / "fastdllm").chmod(0o777)
+    with pytest.raises(OptionError, match=r"others than this user can write to .*set XDG_CACHE_HOME"):
+        fastdllm.load(folder, compile=True, device="cpu")
+
+
+def test_a_user_without_a_home(nothing_built, folder, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(
+        Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
+    )
+    with pytest.raises(OptionError, match=r"cannot be kept or loaded \(Could not determine home directory"):
+        fastdllm.load(folder, compile=True, device="cpu")
+
+
+def test_a_broken_library_is_built_anew(nothing_built):
     kernels_for(SERVED[0])
-    text = Path("/proc/self/maps").read_text()
-    assert len({line.split(maxsplit=5)[5] for line in text.splitlines() if build.RUNTIMES.search(line)}) == 1
+    (path,) = nothing_built.rglob("*.so")
+    path.write_bytes(b"no library")
+    build.library.cache_clear()
+    kernels_for.cache_clear()
+    kernels_for(SERVED[0])
+    assert path.stat().st_size > 1000
+
+
+def test_a_compiler_whose_library_does_not_load(nothing_built, folder, monkeypatch):
+    """As of one that calls another OpenMP runtime than torch's."""
+    odd = nothing_built / "odd"
+    odd.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo nothing > "$2"\n')
+    odd.chmod(0o755)
+    monkeypatch.setenv("CXX", str(odd))
+    with pytest.raises(OptionError, match=r"cannot be kept or loaded \(.*kernels\.so"):
+        fastdllm.load(folder, compile=True, device="cpu")
+    monkeypatch.setattr(loading, "LARGE", 1)
+    with pytest.warns(RuntimeWarning, match="Weights are laid out for oneDNN instead"):
+        assert not is_native(fastdllm.load(folder, device="cpu").model)
+
+
+@needs_tiles
+def test_a_compiler_that_knows_no_tiles(nothing_built, monkeypatch):
+    monkeypatch.setenv("CXX", " ".join([*compiler(), "-mno-amx-bf16", "-mno-amx-tile"]))
+    with pytest.raises(OptionError, match="need a compiler that knows AMX"):
+        kernels_for(torch.bfloat16)
+    kernels_for(torch.float32)
+
+
+def test_kernels_share_the_threads_of_torch(nothing_built):
+    """Another OpenMP runtime, as sklearn brings one, would bring another pool of threads onto the same cores."""
+    code = (
+        "import ctypes, torch\n"
+        "try:\n import sklearn.metrics\nexcept ImportError:\n pass\n"
+        "from fastdllm.native.build import _torch, library\n"
+        "for kernels in library(), _torch():\n"
+        " print(ctypes.cast(kernels.omp_get_max_threads, ctypes.c_void_p).value)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert len(set(found)) == 1
 
 
 def test_processes_that_build_at_once(tmp_path):

@@ -97,13 +97,14 @@ def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, 
     weight = model.embed.weight
     if weight.device.type == "cpu":
         keep_freed()
-    native = is_native(model)
+    native = is_native(model) or (compile and has_kernels(weight.dtype, weight.device))
     if native:
         use_kernels(model)
     if mixing == MIX and MIX not in cast(Block, model.blocks[0]).attention.mixes:
+        others = ", ".join(name for name in get_args(Mixing) if name != MIX)
         raise OptionError(
-            f"attention={MIX!r} needs compile=True, and bfloat16 on a CPU with AMX; it is one of "
-            f"{', '.join(get_args(Mixing))}."
+            f"attention={MIX!r} needs kernels (compile=True, or a large model) for bfloat16 on a CPU with AMX, and "
+            f"heads of a multiple of 32; else it is one of {others}."
         )
     return Compiled(model) if compile and not native else model
 
@@ -164,15 +165,15 @@ def choose_layout(
         raise OptionError(f"dtype={kind!r} does not go with {other} on {device.type}: leave one of them out.")
     if kind:
         return int8_layout() if kind == "int8" and device.type == "cpu" else torchao_layout(kind, device)
-    if other and packed is True:
-        raise OptionError(f"packed=True does not go with {other}: leave one of them out.")
-    if compile and has_kernels(dtype, device):
+    native = compile and has_kernels(dtype, device)
+    if other and (packed is True or (native and packed != "auto")):
+        raise OptionError(f"packed={packed} does not go with {other}: leave one of them out.")
+    if native:
         return native_layout(dtype)
     if other:
         return None
-    return (native_if_large(config, dtype, device) if packed == "auto" else None) or choose_packing(
-        packed, dtype, device
-    )
+    large = native_if_large(config, dtype, device) if packed == "auto" else None
+    return large or choose_packing(packed, dtype, device)
 
 
 def native_if_large(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Layout | None:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastdllm.models.attention import MIXES, Mixing, attend
 from fastdllm.models.packed import LaidOutLinear, Layout, fill
-from fastdllm.models.transformer import Angles, Block, KeyValues, RMSNorm, Transformer
+from fastdllm.models.transformer import CHUNK, Angles, Block, KeyValues, RMSNorm, Transformer
 from fastdllm.native.build import supports
 from fastdllm.native.kernels import LANES, Kernels, dense, kernels_for, panels
 
@@ -27,7 +27,7 @@ class NativeLinear(LaidOutLinear):
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__(weight.shape, bias)
+        super().__init__(weight, bias)
         self.panels = panels(weight.detach())
         self._kernels = kernels_for(weight.dtype)
 
@@ -67,19 +67,22 @@ class NativeBlock(Block):
     def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
         if is_in_torch_dispatch_mode():  # somebody watches the parts
             return super().forward(x, angles, visible, layer, store)
-        attention, feed_forward, kernels = self.attention, self.feed_forward, self._kernels
+        x = self._mixed(x, angles, visible, layer, store)
+        norm, feed_forward = self.feed_forward_norm, self.feed_forward
+        gate, up, down = map(_panels, (feed_forward.gate, feed_forward.up, feed_forward.down))
+        return self._kernels.feed_forward(x, norm.weight, norm.eps, gate, up, down, CHUNK)
+
+    def _mixed(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
+        """``x`` (B, R, E) plus its attention."""
+        attention, norm = self.attention, self.attention_norm
         projections = [cast(NativeLinear, part) for part in (attention.q, attention.k, attention.v)]
-        norm, after = self.attention_norm, self.feed_forward_norm
-        q, k, v = kernels.project(
-            x, norm.weight, norm.eps, [p.panels for p in projections], [p.bias for p in projections], *angles
-        )
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        held, biases = [part.panels for part in projections], [part.bias for part in projections]
+        projected = self._kernels.project(x, norm.weight, norm.eps, held, biases, *angles, CHUNK)
+        q, k, v = (part.transpose(1, 2) for part in projected)
         if store is not None:
             k, v = store.exchange(layer, k, v)
         mixed = attend(q, k, v, visible, attention.mixing, attention.mixes)
-        x = kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(attention.out))
-        gate, up, down = map(_panels, (feed_forward.gate, feed_forward.up, feed_forward.down))
-        return kernels.feed_forward(x, after.weight, after.eps, gate, up, down)
+        return self._kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(attention.out), CHUNK)
 
 
 def _panels(layer: nn.Module) -> Tensor:

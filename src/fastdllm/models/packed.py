@@ -39,13 +39,13 @@ class LaidOutLinear(nn.Module):
     """A linear layer whose weight lies in another order.
 
     Args:
-        shape: (N, K) of the weight.
+        weight: (N, K), of which no more than its shape and dtype is kept here.
         bias: (N,), or on the meta device when it is to be filled in later.
     """
 
-    def __init__(self, shape: torch.Size, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = shape
+        (self.out_features, self.in_features), self.dtype = weight.shape, weight.dtype
         self.bias = bias
 
     @property
@@ -59,14 +59,17 @@ class LaidOutLinear(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        raise OptionError("packed weights cannot be moved or cast; load the model with packed=False, device and dtype.")
+        raise OptionError(
+            "packed weights cannot be moved or cast; load the model with packed=False, without compile, and with the "
+            "device and dtype wanted."
+        )
 
 
 class PackedLinear(LaidOutLinear):
@@ -78,7 +81,7 @@ class PackedLinear(LaidOutLinear):
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__(weight.shape, bias)
+        super().__init__(weight, bias)
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 

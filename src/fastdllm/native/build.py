@@ -10,11 +10,13 @@ import ctypes
 import hashlib
 import os
 import platform
-import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +28,6 @@ from fastdllm.machine import cpu_flags
 HERE = Path(__file__).parent
 SOURCE = HERE / "kernels.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
-RUNTIMES = re.compile(r"/(libgomp|libiomp5|libomp)[^/]*\.so[^/]*$")
 PATIENCE = 120.0
 """Seconds after which a compiler is given up."""
 
@@ -39,44 +40,20 @@ def supports(dtype: torch.dtype) -> bool:
     return dtype in needs and needs[dtype] <= cpu_flags()
 
 
-def compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, or one of the usual names."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "c++")))), None)
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler: ``$CXX``, or one of the usual names."""
+    for command in map(shlex.split, filter(None, (os.environ.get("CXX"), "g++", "c++"))):
+        if path := shutil.which(command[0]):
+            return [path, *command[1:]]
+    return None
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """The kernels of this machine.
+    """The kernels of this machine. What lies in the cache and cannot be loaded is built anew.
 
     Raises:
         OptionError: they cannot be built here.
-    """
-    path = built()
-    if not path.exists():
-        build(path)
-    return ctypes.CDLL(str(path))
-
-
-def built() -> Path:
-    """Where the library lies once it is built: its name says from what, for which processor and with which runtime."""
-    sources = [path.read_text() for path in sorted((*HERE.glob("*.h"), SOURCE))]
-    of = [*sources, *FLAGS, *sorted(cpu_flags()), str(runtime()), str(compiler())]
-    digest = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fastdllm" / f"kernels-{digest}.so"
-
-
-def runtime() -> Path | None:
-    """The OpenMP runtime that this process has loaded with torch."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return next((Path(line.split(maxsplit=5)[5]) for line in lines if RUNTIMES.search(line)), None)
-
-
-def build(path: Path) -> None:
-    """Compile the kernels to ``path``; processes that do so at once do not meet.
-
-    Raises:
-        OptionError: there is no compiler or no runtime, or the compiler fails.
     """
     command, threads = compiler(), runtime()
     if command is None:
@@ -84,14 +61,81 @@ def build(path: Path) -> None:
     if threads is None:
         raise OptionError("the kernels of compile=True need a torch with OpenMP, and this one has none.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-            _run([command, *FLAGS, "-c", str(SOURCE), "-o", str(made)])
-            _run([command, "-shared", str(made), str(threads), "-o", str(whole)])
-            whole.replace(path)
+        folder = private(home())
+        path = folder / f"kernels-{digest(command, threads)}.so"
+        if path.exists():
+            with suppress(OSError):
+                return ctypes.CDLL(str(path))
+        return build(path, command, threads)
     except OSError as error:
-        raise OptionError(f"the kernels of compile=True cannot be kept in {path.parent} ({error.strerror}).") from None
+        raise OptionError(f"the kernels of compile=True cannot be kept or loaded ({error}).") from None
+
+
+def home() -> Path:
+    """The folder of what was built: ``fastdllm`` in the user's cache folder.
+
+    Raises:
+        OSError: the user has none.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdllm"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
+def private(folder: Path) -> Path:
+    """The folder, there, and the user's alone: what lies in it is run.
+
+    Raises:
+        OSError: it cannot be made, or others could write there.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise OSError(f"others than this user can write to {folder}; set XDG_CACHE_HOME to a folder of your own")
+    return folder
+
+
+def digest(command: Sequence[str], threads: Path) -> str:
+    """A name for what a library is built from, by what, for which processor and with which runtime."""
+    sources = [path.read_text() for path in sorted((*HERE.glob("*.h"), SOURCE))]
+    of = [*sources, *FLAGS, *sorted(cpu_flags()), str(threads), *command, str(Path(command[0]).stat().st_mtime_ns)]
+    return hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
+
+
+def runtime() -> Path | None:
+    """The OpenMP runtime that torch computes with, of which a process may have loaded several."""
+    try:
+        address = ctypes.cast(_torch().omp_get_max_threads, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return None
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        where, *_, path = line.split(maxsplit=5)
+        first, _, last = where.partition("-")
+        if int(first, 16) <= address < int(last, 16):
+            return Path(path)
+    return None
+
+
+def _torch() -> ctypes.CDLL:
+    """Torch's library; a name that is looked up in it is looked up in those that it was linked with, too."""
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+def build(path: Path, command: Sequence[str], threads: Path) -> ctypes.CDLL:
+    """Compile the kernels to ``path``; processes that do so at once do not meet.
+
+    Raises:
+        OptionError: the compiler fails.
+        OSError: what it made cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+        _run([*command, *FLAGS, "-c", str(SOURCE), "-o", str(made)])
+        _run([*command, "-shared", str(made), str(threads), "-o", str(whole)])
+        loaded = ctypes.CDLL(str(whole))
+        whole.replace(path)
+    return loaded
 
 
 def _run(command: list[str]) -> None:

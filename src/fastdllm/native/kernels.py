@@ -32,14 +32,14 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "norm": [_POINTER] * 3 + [_LONG] * 2 + [ctypes.c_float, ctypes.c_int],
     "rotate": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "gated": [_POINTER] * 3 + [_LONG, ctypes.c_int],
-    "project": [_POINTER] * 13 + [_LONG] * 4 + [ctypes.c_float, ctypes.c_int],
-    "merge": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
-    "feed_forward": [_POINTER] * 6 + [_LONG] * 3 + [ctypes.c_float, ctypes.c_int],
+    "project": [_POINTER] * 13 + [_LONG] * 5 + [ctypes.c_float, ctypes.c_int],
+    "merge": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int],
+    "feed_forward": [_POINTER] * 6 + [_LONG] * 4 + [ctypes.c_float, ctypes.c_int],
 }
 
 
 class _Shape(ctypes.Structure):
-    """``Shape`` of kernels.cpp."""
+    """``Shape`` of attention.h."""
 
     _fields_ = [
         *((name, _LONG) for name in ("batch", "heads", "groups", "rows", "length", "width")),
@@ -79,6 +79,8 @@ class Kernels:
         if not supports(dtype):
             raise OptionError(f"there are no kernels for {str(dtype).removeprefix('torch.')} on this processor.")
         kernels = library()
+        if dtype == torch.bfloat16 and not hasattr(kernels, "allow_tiles"):
+            raise OptionError("the kernels of compile=True need a compiler that knows AMX, such as g++ 11.")
         if dtype == torch.bfloat16 and not kernels.allow_tiles():
             raise OptionError("the kernels of compile=True need AMX, which this system does not let a process use.")
         self.dtype = dtype
@@ -89,6 +91,21 @@ class Kernels:
         if dtype == torch.bfloat16:
             arguments = [*[_POINTER] * 5, ctypes.POINTER(_Shape), ctypes.c_float, ctypes.c_int]
             self._attend = _typed(kernels.attend_bf16, arguments)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return kernels_for, (self.dtype,)
+
+    def _check(self, *tensors: Tensor) -> None:
+        """Refuse what the kernels would take for something else: they are told addresses alone."""
+        for tensor in tensors:
+            if tensor.dtype != self.dtype or tensor.device.type != "cpu":
+                what = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
+                raise OptionError(
+                    f"kernels for {str(self.dtype).removeprefix('torch.')} were given {what}: load the model in the "
+                    f"dtype wanted, with packed=False to cast or move it, and leave autocast out."
+                )
+            if tensor.requires_grad and torch.is_grad_enabled():
+                raise OptionError("kernels have no backward pass: load the model with packed=False to train it.")
 
     def fits(self, weight: Tensor) -> bool:
         """Whether :meth:`linear` can multiply with a weight (N, K)."""
@@ -102,7 +119,9 @@ class Kernels:
         return self._multiplied(x, held, outputs, bias)
 
     def _multiplied(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        self._check(x, held)
         x, inputs = x.contiguous(), x.shape[-1]
+        assert inputs * outputs == held.numel(), (x.shape, outputs, held.numel())
         out = x.new_empty((*x.shape[:-1], outputs))
         self._call["linear"](
             x.data_ptr(), held.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
@@ -123,10 +142,12 @@ class Kernels:
         return self._attended(q, k, v, visible)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        self._check(q, k, v)
         batch, heads, rows, width = q.shape
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         out = q.new_empty((batch, rows, heads, width)).transpose(1, 2)
-        mask = None if visible is None else visible if visible.stride(-1) == 1 else visible.contiguous()
+        assert k.shape == v.shape == (batch, k.shape[1], k.shape[2], width), (q.shape, k.shape, v.shape)
+        mask = None if visible is None else _seen(visible, batch, rows, k.shape[2])
         steps = (0, 0) if mask is None else (mask.stride(0), mask.stride(2) if mask.shape[2] > 1 else 0)
         shape = _Shape(
             batch, heads, k.shape[1], rows, k.shape[2], width,
@@ -141,9 +162,10 @@ class Kernels:
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm of rows (..., E) times a weight (E,), E a multiple of :data:`LANES`; computed in float32."""
-        x = x.contiguous()
+        self._check(x, weight)
+        x, width = x.contiguous(), x.shape[-1]
         out = torch.empty_like(x)
-        width = x.shape[-1]
+        assert weight.shape == (width,), (x.shape, weight.shape)
         self._call["norm"](
             x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
         )
@@ -151,9 +173,10 @@ class Kernels:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """As :func:`fastdllm.models.transformer.rotate`, for x (B, R, H, D) with D a multiple of 2 * :data:`LANES`."""
-        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
-        out = torch.empty_like(x)
+        self._check(x)
         batch, rows, heads, width = x.shape
+        x, cos, sin = x.contiguous(), _angles(cos, batch, rows, width), _angles(sin, batch, rows, width)
+        out = torch.empty_like(x)
         self._call["rotate"](
             x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), batch * rows, heads, width,
             torch.get_num_threads(),
@@ -162,6 +185,8 @@ class Kernels:
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up, elementwise, of a multiple of :data:`LANES` numbers."""
+        self._check(gate, up)
+        assert gate.shape == up.shape, (gate.shape, up.shape)
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
         self._call["gated"](gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
@@ -169,44 +194,54 @@ class Kernels:
 
     def project(
         self, x: Tensor, norm: Tensor, eps: float, weights: Sequence[Tensor], biases: Sequence[Tensor | None],
-        cos: Tensor, sin: Tensor,
+        cos: Tensor, sin: Tensor, chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Queries (B, R, H, D), keys and values (B, R, G, D) of the norm of ``x`` (B, R, E); the first two rotated.
 
         Args:
             weights: :func:`panels` of the three projections.
             biases: theirs.
+            chunk: rows that go through it at a time.
         """
-        batch, rows, width = x.shape
-        x, cos, sin, head_dim = x.contiguous(), cos.contiguous(), sin.contiguous(), cos.shape[-1]
+        self._check(x, norm, *weights, *(bias for bias in biases if bias is not None))
+        (batch, rows, width), head_dim = x.shape, cos.shape[-1]
+        x, cos, sin = x.contiguous(), _angles(cos, batch, rows, head_dim), _angles(sin, batch, rows, head_dim)
+        assert weights[0].numel() == width**2, (x.shape, weights[0].numel())
         kv_width = weights[1].numel() // width
         q = x.new_empty((batch, rows, width // head_dim, head_dim))
         k, v = (x.new_empty((batch, rows, kv_width // head_dim, head_dim)) for _ in range(2))
         self._call["project"](
             x.data_ptr(), norm.data_ptr(), *(weight.data_ptr() for weight in weights),
             *(None if bias is None else bias.data_ptr() for bias in biases), cos.data_ptr(), sin.data_ptr(),
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), batch * rows, width, kv_width, head_dim, eps,
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), batch * rows, width, kv_width, head_dim, chunk, eps,
             torch.get_num_threads(),
         )  # fmt: skip
         return q, k, v
 
-    def merge(self, x: Tensor, mixed: Tensor, held: Tensor) -> Tensor:
-        """``x`` (B, R, E) plus the product of ``mixed`` (B, R, K) with a weight in :func:`panels`."""
+    def merge(self, x: Tensor, mixed: Tensor, held: Tensor, chunk: int) -> Tensor:
+        """``x`` (B, R, E) plus the product of ``mixed`` (B, R, K), ``chunk`` rows at a time, with :func:`panels`."""
+        self._check(x, mixed, held)
         x, mixed = x.contiguous(), mixed.contiguous()
+        assert mixed.shape[:-1] == x.shape[:-1], (x.shape, mixed.shape)
+        assert mixed.shape[-1] * x.shape[-1] == held.numel(), (x.shape, mixed.shape, held.numel())
         out, width, inputs = torch.empty_like(x), x.shape[-1], mixed.shape[-1]
         self._call["merge"](
-            x.data_ptr(), mixed.data_ptr(), held.data_ptr(), out.data_ptr(), x.numel() // width, width, inputs,
+            x.data_ptr(), mixed.data_ptr(), held.data_ptr(), out.data_ptr(), x.numel() // width, width, inputs, chunk,
             torch.get_num_threads(),
         )  # fmt: skip
         return out
 
-    def feed_forward(self, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        """``x`` (B, R, E) plus the feed-forward of its norm; weights in :func:`panels`."""
+    def feed_forward(
+        self, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor, chunk: int
+    ) -> Tensor:
+        """``x`` (B, R, E) plus the feed-forward of its norm, ``chunk`` rows at a time; weights in :func:`panels`."""
+        self._check(x, norm, gate, up, down)
+        assert gate.numel() == up.numel() == down.numel(), (gate.numel(), up.numel(), down.numel())
         x = x.contiguous()
         out, width = torch.empty_like(x), x.shape[-1]
         self._call["feed_forward"](
             x.data_ptr(), norm.data_ptr(), gate.data_ptr(), up.data_ptr(), down.data_ptr(), out.data_ptr(),
-            x.numel() // width, width, gate.numel() // width, eps, torch.get_num_threads(),
+            x.numel() // width, width, gate.numel() // width, chunk, eps, torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -219,6 +254,19 @@ def kernels_for(dtype: torch.dtype) -> Kernels:
         OptionError: as of :class:`Kernels`.
     """
     return Kernels(dtype)
+
+
+def _seen(visible: Tensor, batch: int, rows: int, length: int) -> Tensor:
+    """A mask (B, 1, 1 or R, T) of bytes that lie side by side."""
+    assert visible.dtype == torch.bool, visible.dtype
+    mask = visible.expand(batch, 1, rows if visible.shape[2] > 1 else 1, length)
+    return mask if mask.stride(-1) == 1 else mask.contiguous()
+
+
+def _angles(given: Tensor, batch: int, rows: int, width: int) -> Tensor:
+    """Cosines or sines (B, R, 1, D), one after another."""
+    assert given.dtype == torch.float32, given.dtype
+    return given.expand(batch, rows, 1, width).contiguous()
 
 
 def _typed(function: Any, arguments: list[Any]) -> Callable[..., None]:
@@ -235,7 +283,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     return kernels_for(q.dtype)._attended(q, k, v, visible)
 
 
-_operators = torch.library.Library("fastdllm", "DEF")
+_operators = torch.library.Library("fastdllm", "FRAGMENT")
 _operators.define("linear(Tensor x, Tensor held, int outputs, Tensor? bias) -> Tensor")
 _operators.define("attend(Tensor q, Tensor k, Tensor v, Tensor? visible) -> Tensor")
 _operators.impl("linear", _linear, "CPU")

@@ -1,9 +1,7 @@
-// The parts of a layer, each in one call: what lies between its products never leaves the kernels.
+// The parts of a layer, each in one call, `chunk` rows at a time: what lies between its products is never held whole.
 #pragma once
 #include "products.h"
 #include "rows.h"
-
-constexpr long CHUNK = 512;  // rows that go through a feed-forward layer together: more are no faster, and each is wide
 
 static inline void linear(const float* x, const float* w, const float* b, float* y, long m, long n, long k, int threads) {
     linear_f32(x, w, b, y, m, n, k, threads);
@@ -18,38 +16,47 @@ static inline void linear(const bf16* x, const bf16* w, const bf16* b, bf16* y, 
 template <class T>
 static void project(
     const T* x, const T* weight, const T* const weights[3], const T* const biases[3], const float* cos, const float* sin,
-    T* const out[3], long rows, long width, long kv_width, long head_dim, float eps, int threads) {
-    T* normed = (T*)between.of(2 * rows * width * sizeof(T));
-    T* turned = normed + rows * width;
-    norm(x, weight, normed, rows, width, eps, threads);
-    for (int i = 0; i < 3; i++) {
-        long outputs = i ? kv_width : width;
-        linear(normed, weights[i], biases[i], i < 2 ? turned : out[i], rows, outputs, width, threads);
-        if (i < 2) rotate(turned, cos, sin, out[i], rows, outputs / head_dim, head_dim, threads);
+    T* const out[3], long rows, long width, long kv_width, long head_dim, long chunk, float eps, int threads) {
+    for (long from = 0; from < rows; from += chunk) {
+        long count = std::min(chunk, rows - from), turn = from * head_dim;
+        T* normed = (T*)between.of(2 * count * width * sizeof(T));
+        T* still = normed + count * width;
+        norm(x + from * width, weight, normed, count, width, eps, threads);
+        for (int i = 0; i < 3; i++) {
+            long outputs = i ? kv_width : width;
+            T* to = out[i] + from * outputs;
+            linear(normed, weights[i], biases[i], i < 2 ? still : to, count, outputs, width, threads);
+            if (i < 2) rotate(still, cos + turn, sin + turn, to, count, outputs / head_dim, head_dim, threads);
+        }
     }
 }
 
 // x plus what the heads mixed (rows, inner), projected out.
 template <class T>
-static void merge(const T* x, const T* mixed, const T* weight, T* y, long rows, long width, long inner, int threads) {
-    linear(mixed, weight, (const T*)nullptr, y, rows, width, inner, threads);
-    add(x, y, rows * width, threads);
+static void merge(
+    const T* x, const T* mixed, const T* weight, T* y, long rows, long width, long inner, long chunk, int threads) {
+    for (long from = 0; from < rows; from += chunk) {
+        long count = std::min(chunk, rows - from);
+        T* to = y + from * width;
+        linear(mixed + from * inner, weight, (const T*)nullptr, to, count, width, inner, threads);
+        add(x + from * width, to, count * width, threads);
+    }
 }
 
 // x plus the feed-forward of its norm.
 template <class T>
 static void feed_forward(
     const T* x, const T* weight, const T* gate, const T* up, const T* down, T* y, long rows, long width, long inner,
-    float eps, int threads) {
-    for (long from = 0; from < rows; from += CHUNK) {
-        long count = std::min(CHUNK, rows - from);
+    long chunk, float eps, int threads) {
+    for (long from = 0; from < rows; from += chunk) {
+        long count = std::min(chunk, rows - from);
         T* normed = (T*)between.of(count * (width + 2 * inner) * sizeof(T));
         T *gates = normed + count * width, *ups = gates + count * inner;
         norm(x + from * width, weight, normed, count, width, eps, threads);
         linear(normed, gate, (const T*)nullptr, gates, count, inner, width, threads);
         linear(normed, up, (const T*)nullptr, ups, count, inner, width, threads);
         gated(gates, ups, gates, count * inner, threads);
-        merge(x + from * width, gates, down, y + from * width, count, width, inner, threads);
+        merge(x + from * width, gates, down, y + from * width, count, width, inner, chunk, threads);
     }
 }
 
@@ -57,18 +64,18 @@ static void feed_forward(
     extern "C" void project_##dtype(                                                                                  \
         const T* x, const T* norm, const T* wq, const T* wk, const T* wv, const T* bq, const T* bk, const T* bv,      \
         const float* cos, const float* sin, T* q, T* k, T* v, long rows, long width, long kv_width, long head_dim,    \
-        float eps, int threads) {                                                                                     \
+        long chunk, float eps, int threads) {                                                                         \
         const T *const weights[3] = {wq, wk, wv}, *const biases[3] = {bq, bk, bv};                                    \
         T* const out[3] = {q, k, v};                                                                                  \
-        project(x, norm, weights, biases, cos, sin, out, rows, width, kv_width, head_dim, eps, threads);              \
+        project(x, norm, weights, biases, cos, sin, out, rows, width, kv_width, head_dim, chunk, eps, threads);       \
     }                                                                                                                 \
     extern "C" void merge_##dtype(                                                                                    \
-        const T* x, const T* mixed, const T* w, T* y, long rows, long width, long inner, int threads) {               \
-        merge(x, mixed, w, y, rows, width, inner, threads);                                                           \
+        const T* x, const T* mixed, const T* w, T* y, long rows, long width, long inner, long chunk, int threads) {   \
+        merge(x, mixed, w, y, rows, width, inner, chunk, threads);                                                    \
     }                                                                                                                 \
     extern "C" void feed_forward_##dtype(const T* x, const T* norm, const T* gate, const T* up, const T* down, T* y,  \
-                                         long rows, long width, long inner, float eps, int threads) {                 \
-        feed_forward(x, norm, gate, up, down, y, rows, width, inner, eps, threads);                                   \
+                                         long rows, long width, long inner, long chunk, float eps, int threads) {     \
+        feed_forward(x, norm, gate, up, down, y, rows, width, inner, chunk, eps, threads);                            \
     }
 LAYERS(float, f32)
 #ifdef __AMX_BF16__

@@ -35,14 +35,14 @@ static inline vec all(float x) { return vec{} + x; }
 static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 
-// 2^x for x <= 0, to some units of float32's last place; zero below 2^-126.
+// 2^x for x <= 0, to some units of float32's last place; zero below 2^-126, and no number for what is none.
 static inline vec power(vec x) {
     __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
     vec f = x - (vec)whole;
     vec p = all(1.5403530e-4f);
     for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) p = p * f + c;
-    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.f), _CMP_GE_OQ);
-    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
+    __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.f), _CMP_NLT_UQ);
+    return (vec)_mm512_maskz_scalef_ps(kept, (__m512)p, whole);
 }
 constexpr float LOG2E = 1.44269504f;
 

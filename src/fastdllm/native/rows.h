@@ -34,9 +34,8 @@ static void gated(const T* gate, const T* up, T* y, long count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < count; i += LANES) {
         vec x = load(gate + i), small = power(-(vec)_mm512_abs_ps((__m512)x) * LOG2E);
-        vec above = (vec)_mm512_max_ps((__m512)x, _mm512_setzero_ps());  // silu(x) = x / (1 + e^-x), without overflow
         T silu[LANES];
-        store(silu, (above + (x - above) * small) / (1 + small));
+        store(silu, (x > 0 ? x : x * small) / (1 + small));  // x / (1 + e^-x), without overflow
         store(y + i, load(silu) * load(up + i));
     }
 }
