@@ -22,9 +22,9 @@ from fastdllm.arena.flops import Counter
 from fastdllm.engine import Engine
 from fastdllm.errors import OptionError
 from fastdllm.models import attention
-from fastdllm.models.attention import sdpa
+from fastdllm.models.attention import KERNELS, sdpa
 from fastdllm.models.checkpoint import save_checkpoint
-from fastdllm.models.native import MIX, NativeBlock, NativeLinear, is_native, native_layout, use_kernels
+from fastdllm.models.native import NativeBlock, NativeLinear, is_native, native_layout, use_kernels
 from fastdllm.models.packed import lay_out
 from fastdllm.models.transformer import Block, RMSNorm, Transformer, gated, rotary_angles, rotate
 from fastdllm.native import build
@@ -205,7 +205,7 @@ def test_a_network_with_kernels_can_be_copied():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_has_the_same_bits_in_any_company(family, dtype):
     model = native_toy(family, dtype)
-    model.mixing = MIX if dtype == torch.bfloat16 else "matmul"
+    model.mixing = KERNELS if dtype == torch.bfloat16 else "matmul"
     prompts = prompts_of([30, 3, 61])
     options = {"gen_length": 24, "block_length": 8, "cache": "dual", "decoder": "threshold:threshold=0.6"}
     together = Engine(model).generate(prompts, **options)
@@ -236,16 +236,27 @@ def test_a_block_in_four_calls_has_the_bits_of_its_parts(family, dtype):
 
 
 @needs_tiles
-def test_attention_is_raced_among_all_ways(monkeypatch):
-    monkeypatch.setattr(attention, "_measured", {})
+def test_their_attention_is_not_raced(monkeypatch):
+    """Else a clock would choose the bits."""
     monkeypatch.setattr(attention, "LEAST_WORK", 0)
-    seen = []
-    monkeypatch.setattr(attention, "race", lambda *ways: seen.append(ways) or [1.0] * (len(ways) - 1) + [0.5])
-    model = native_toy(dtype=torch.bfloat16)
-    Engine(model).generate(prompts_of([30]), gen_length=8, block_length=8, cache="dual", decoder="topk:k=2")
-    assert {len(ways) for ways in seen} == {3}
-    own = model.blocks[0].attention.mixes[MIX]
-    assert set(attention._measured.values()) == {own}
+    monkeypatch.setattr(attention, "race", lambda *ways: pytest.fail("raced"))
+    options = {"gen_length": 8, "block_length": 8, "cache": "dual", "decoder": "topk:k=2"}
+    Engine(native_toy(dtype=torch.bfloat16)).generate(prompts_of([30]), **options)
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+@torch.inference_mode()
+def test_logits_have_the_same_bits_in_any_company(dtype):
+    model = native_toy("dream", dtype, vocab_size=64)
+    model.mixing = "auto" if dtype == torch.bfloat16 else "matmul"
+    tokens, positions = torch.arange(3 * 40).view(3, 40) % 50, torch.arange(40).expand(3, 40)
+    visible = torch.arange(40) < torch.tensor([[40], [13], [32]])
+    together = model.logits(model(tokens, positions, visible))
+    for row, length in enumerate((40, 13, 32)):
+        alone = model.logits(model(tokens[row : row + 1, :length], positions[:1, :length]))
+        if dtype == torch.bfloat16:
+            assert torch.equal(together[row : row + 1, :length], alone)
+        close(together[row : row + 1, :length], alone.double(), 64)
 
 
 @pytest.mark.parametrize("dtype", SERVED)
@@ -253,7 +264,7 @@ def test_operations_are_counted_as_those_of_the_plain_network(dtype):
     options = {"gen_length": 16, "block_length": 8, "cache": "dual", "decoder": "topk:k=2"}
     counts = []
     for model in (toy_model(dtype=dtype, **WIDE), native_toy(dtype=dtype)):
-        model.mixing = MIX if is_native(model) and dtype == torch.bfloat16 else "sdpa"
+        model.mixing = KERNELS if is_native(model) and dtype == torch.bfloat16 else "sdpa"
         engine = Engine(model)
         with Counter(model) as counter:
             counted = engine.generate(prompts_of([9]), **options)

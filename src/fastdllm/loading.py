@@ -13,11 +13,11 @@ from fastdllm.engine import Engine
 from fastdllm.errors import OptionError
 from fastdllm.heap import keep_freed
 from fastdllm.memory import weight_bytes
-from fastdllm.models.attention import Mixing, check_mixing
+from fastdllm.models.attention import KERNELS, Mixing, check_mixing
 from fastdllm.models.checkpoint import load_weights, read_config, resolve, stored_dtype
 from fastdllm.models.compiled import Compiled, check_compiler
 from fastdllm.models.config import ModelConfig
-from fastdllm.models.native import MIX, has_kernels, is_native, native_layout, use_kernels
+from fastdllm.models.native import has_kernels, is_native, native_layout, use_kernels
 from fastdllm.models.packed import Layout, choose_packing
 from fastdllm.models.quantized import CAPABILITIES, int8_layout, quantization, torchao_layout
 from fastdllm.models.transformer import Block, Transformer
@@ -61,9 +61,9 @@ def load(
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product. By default
             large models (:data:`LARGE`) are laid out for the kernels of ``compile``, where there are such, and others
             for oneDNN where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`); True is for oneDNN.
-        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: on CPUs,
-            the one that is fastest for the shape of a pass, timed once. They round differently; name one where every
-            run must give the same bits.
+        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: the
+            kernels' where there are such, else on CPUs the one that is faster for the shape of a pass, timed once.
+            These two round differently; name one where every run must give the same bits.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a kind that is not served.
@@ -100,10 +100,10 @@ def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, 
     native = is_native(model) or (compile and has_kernels(weight.dtype, weight.device))
     if native:
         use_kernels(model)
-    if mixing == MIX and MIX not in cast(Block, model.blocks[0]).attention.mixes:
-        others = ", ".join(name for name in get_args(Mixing) if name != MIX)
+    if mixing == KERNELS and KERNELS not in cast(Block, model.blocks[0]).attention.mixes:
+        others = ", ".join(name for name in get_args(Mixing) if name != KERNELS)
         raise OptionError(
-            f"attention={MIX!r} needs kernels (compile=True, or a large model) for bfloat16 on a CPU with AMX, and "
+            f"attention={KERNELS!r} needs kernels (compile=True, or a large model) for bfloat16 on a CPU with AMX, and "
             f"heads of a multiple of 32; else it is one of {others}."
         )
     return Compiled(model) if compile and not native else model

@@ -1,8 +1,9 @@
 """What rows take from keys and values: two implementations, and which of them is faster on this machine.
 
 With few rows over a long canvas neither wins everywhere: torch's fused kernel on CPUs with matrix instructions, two
-plain products with a softmax between them on others; where there are kernels of this machine they are a third. So the
-first pass of a shape times them, and the process remembers. They agree within rounding.
+plain products with a softmax between them on others. So the first pass of a shape times both, and the process
+remembers. The two agree within rounding. A network with kernels of this machine has their attention, untimed: it was
+the fastest of the three wherever it was measured, and so has the same bits in every run and any batch.
 
 Shapes: B batch, H query heads, K key/value heads, G = H / K queries to a group, R rows of this pass, T canvas
 length, D head width.
@@ -23,6 +24,7 @@ from fastdllm.errors import OptionError
 from fastdllm.models.race import race
 
 Mixing = Literal["auto", "sdpa", "matmul", "kernels"]
+KERNELS: Mixing = "kernels"
 Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 MOST_ROWS = 128
@@ -78,7 +80,7 @@ def attend(
 
     Args:
         visible: what each row may attend to, (B, 1, 1 or R, T); None when it may to all.
-        mixing: a name of ``mixes``, or ``"auto"``: the fastest, measured where that is worth it.
+        mixing: a name of ``mixes``, or ``"auto"``: the kernels', or the faster one, measured where that is worth it.
         mixes: the implementations that there are for the network.
     """
     mix = _faster(q, k, v, visible, mixes) if mixing == "auto" else mixes[mixing]
@@ -97,17 +99,17 @@ _measured: dict[tuple[object, ...], Mix] = {}
 
 
 def _faster(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, mixes: Mapping[str, Mix]) -> Mix:
-    """The fastest implementation for the shape; on accelerators, for compilers and training always the fused one."""
+    """The faster implementation for the shape; on accelerators, for compilers and training always the fused one."""
+    if KERNELS in mixes:
+        return mixes[KERNELS]
     if torch.compiler.is_compiling() or q.device.type != "cpu" or torch.is_grad_enabled():
         return sdpa
     batch, heads, rows, width = q.shape
     _, groups, length, _ = k.shape
-    if rows > MOST_ROWS:
-        mixes = {name: mix for name, mix in mixes.items() if name != "matmul"}
-    if len(mixes) == 1 or 4 * batch * heads * rows * width * length < LEAST_WORK:
+    if rows > MOST_ROWS or 4 * batch * heads * rows * width * length < LEAST_WORK:
         return sdpa
     sizes = tuple(bucket(size) for size in (batch, rows, length))
-    shape = (*mixes, q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
+    shape = (q.dtype, torch.get_num_threads(), heads, groups, width, visible is not None, *sizes)
     if shape not in _measured:
         if is_in_torch_dispatch_mode():  # someone counts operations: what is timed is not theirs, and slowed down
             return sdpa

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastdllm.models.attention import MIXES, Mixing, attend
+from fastdllm.models.attention import KERNELS, MIXES, attend
 from fastdllm.models.packed import LaidOutLinear, Layout, fill
 from fastdllm.models.transformer import CHUNK, Angles, Block, KeyValues, RMSNorm, Transformer
 from fastdllm.native.build import supports
 from fastdllm.native.kernels import LANES, Kernels, dense, kernels_for, panels
-
-MIX: Mixing = "kernels"
-"""What the kernels' attention is called."""
 
 
 class NativeLinear(LaidOutLinear):
@@ -67,13 +64,15 @@ class NativeBlock(Block):
     def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
         if is_in_torch_dispatch_mode():  # somebody watches the parts
             return super().forward(x, angles, visible, layer, store)
-        x = self._mixed(x, angles, visible, layer, store)
+        mixed = self._mixed(x, angles, visible, layer, store)
+        x = self._kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(self.attention.out), CHUNK)
+        del mixed
         norm, feed_forward = self.feed_forward_norm, self.feed_forward
         gate, up, down = map(_panels, (feed_forward.gate, feed_forward.up, feed_forward.down))
-        return self._kernels.feed_forward(x, norm.weight, norm.eps, gate, up, down, CHUNK)
+        return self._kernels.feed_forward_(x, norm.weight, norm.eps, gate, up, down, CHUNK)
 
     def _mixed(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
-        """``x`` (B, R, E) plus its attention."""
+        """What the heads mix (B, H, R, D) for the rows ``x`` (B, R, E)."""
         attention, norm = self.attention, self.attention_norm
         projections = [cast(NativeLinear, part) for part in (attention.q, attention.k, attention.v)]
         held, biases = [part.panels for part in projections], [part.bias for part in projections]
@@ -81,8 +80,7 @@ class NativeBlock(Block):
         q, k, v = (part.transpose(1, 2) for part in projected)
         if store is not None:
             k, v = store.exchange(layer, k, v)
-        mixed = attend(q, k, v, visible, attention.mixing, attention.mixes)
-        return self._kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(attention.out), CHUNK)
+        return attend(q, k, v, visible, attention.mixing, attention.mixes)
 
 
 def _panels(layer: nn.Module) -> Tensor:
@@ -121,7 +119,7 @@ def use_kernels(model: Transformer) -> None:
         if config.head_dim % (2 * LANES) == 0:
             attention.rotate = kernels.rotate
             if kernels.attends:
-                attention.mixes = {**MIXES, MIX: kernels.attend}
+                attention.mixes = {**MIXES, KERNELS: kernels.attend}
         if config.intermediate_size % LANES == 0:
             feed_forward.gated = kernels.gated
         linear = [part for part in block.modules() if isinstance(part, nn.Linear | LaidOutLinear)]

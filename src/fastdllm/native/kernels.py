@@ -34,7 +34,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "gated": [_POINTER] * 3 + [_LONG, ctypes.c_int],
     "project": [_POINTER] * 13 + [_LONG] * 5 + [ctypes.c_float, ctypes.c_int],
     "merge": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int],
-    "feed_forward": [_POINTER] * 6 + [_LONG] * 4 + [ctypes.c_float, ctypes.c_int],
+    "feed_forward": [_POINTER] * 5 + [_LONG] * 4 + [ctypes.c_float, ctypes.c_int],
 }
 
 
@@ -231,19 +231,23 @@ class Kernels:
         )  # fmt: skip
         return out
 
-    def feed_forward(
+    def feed_forward_(
         self, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor, chunk: int
     ) -> Tensor:
-        """``x`` (B, R, E) plus the feed-forward of its norm, ``chunk`` rows at a time; weights in :func:`panels`."""
+        """``x`` (B, R, E) after the feed-forward of its norm is added to it; weights in :func:`panels`.
+
+        Args:
+            chunk: rows that go through it at a time.
+        """
         self._check(x, norm, gate, up, down)
         assert gate.numel() == up.numel() == down.numel(), (gate.numel(), up.numel(), down.numel())
-        x = x.contiguous()
-        out, width = torch.empty_like(x), x.shape[-1]
+        assert x.is_contiguous(), x.stride()
+        width = x.shape[-1]
         self._call["feed_forward"](
-            x.data_ptr(), norm.data_ptr(), gate.data_ptr(), up.data_ptr(), down.data_ptr(), out.data_ptr(),
-            x.numel() // width, width, gate.numel() // width, chunk, eps, torch.get_num_threads(),
+            x.data_ptr(), norm.data_ptr(), gate.data_ptr(), up.data_ptr(), down.data_ptr(), x.numel() // width, width,
+            gate.numel() // width, chunk, eps, torch.get_num_threads(),
         )  # fmt: skip
-        return out
+        return x
 
 
 @lru_cache

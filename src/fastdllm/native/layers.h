@@ -43,20 +43,22 @@ static void merge(
     }
 }
 
-// x plus the feed-forward of its norm.
+// x += the feed-forward of its norm.
 template <class T>
 static void feed_forward(
-    const T* x, const T* weight, const T* gate, const T* up, const T* down, T* y, long rows, long width, long inner,
-    long chunk, float eps, int threads) {
+    T* x, const T* weight, const T* gate, const T* up, const T* down, long rows, long width, long inner, long chunk,
+    float eps, int threads) {
     for (long from = 0; from < rows; from += chunk) {
         long count = std::min(chunk, rows - from);
+        T* at = x + from * width;
         T* normed = (T*)between.of(count * (width + 2 * inner) * sizeof(T));
         T *gates = normed + count * width, *ups = gates + count * inner;
-        norm(x + from * width, weight, normed, count, width, eps, threads);
+        norm(at, weight, normed, count, width, eps, threads);
         linear(normed, gate, (const T*)nullptr, gates, count, inner, width, threads);
         linear(normed, up, (const T*)nullptr, ups, count, inner, width, threads);
         gated(gates, ups, gates, count * inner, threads);
-        merge(x + from * width, gates, down, y + from * width, count, width, inner, chunk, threads);
+        linear(gates, down, (const T*)nullptr, normed, count, width, inner, threads);
+        add(normed, at, count * width, threads);
     }
 }
 
@@ -73,9 +75,9 @@ static void feed_forward(
         const T* x, const T* mixed, const T* w, T* y, long rows, long width, long inner, long chunk, int threads) {   \
         merge(x, mixed, w, y, rows, width, inner, chunk, threads);                                                    \
     }                                                                                                                 \
-    extern "C" void feed_forward_##dtype(const T* x, const T* norm, const T* gate, const T* up, const T* down, T* y,  \
-                                         long rows, long width, long inner, long chunk, float eps, int threads) {     \
-        feed_forward(x, norm, gate, up, down, y, rows, width, inner, chunk, eps, threads);                            \
+    extern "C" void feed_forward_##dtype(T* x, const T* norm, const T* gate, const T* up, const T* down, long rows,   \
+                                         long width, long inner, long chunk, float eps, int threads) {                \
+        feed_forward(x, norm, gate, up, down, rows, width, inner, chunk, eps, threads);                               \
     }
 LAYERS(float, f32)
 #ifdef __AMX_BF16__
