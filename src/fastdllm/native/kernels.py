@@ -98,14 +98,18 @@ class Kernels:
     def _check(self, *tensors: Tensor) -> None:
         """Refuse what the kernels would take for something else: they are told addresses alone."""
         for tensor in tensors:
-            if tensor.dtype != self.dtype or tensor.device.type != "cpu":
-                what = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
-                raise OptionError(
-                    f"kernels for {str(self.dtype).removeprefix('torch.')} were given {what}: load the model in the "
-                    f"dtype wanted, with packed=False to cast or move it, and leave autocast out."
-                )
-            if tensor.requires_grad and torch.is_grad_enabled():
-                raise OptionError("kernels have no backward pass: load the model with packed=False to train it.")
+            if tensor.dtype is not self.dtype or not tensor.is_cpu or tensor.requires_grad:
+                self._refuse(tensor)
+
+    def _refuse(self, tensor: Tensor) -> None:
+        if tensor.dtype != self.dtype or not tensor.is_cpu:
+            own, other = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, tensor.dtype))
+            raise OptionError(
+                f"kernels for {own} were given {other} on {tensor.device.type}: load the model in the dtype wanted, "
+                f"with packed=False to cast or move it, and leave autocast out."
+            )
+        if torch.is_grad_enabled():
+            raise OptionError("kernels have no backward pass: load the model with packed=False to train it.")
 
     def fits(self, weight: Tensor) -> bool:
         """Whether :meth:`linear` can multiply with a weight (N, K)."""
@@ -119,7 +123,7 @@ class Kernels:
         return self._multiplied(x, held, outputs, bias)
 
     def _multiplied(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
-        self._check(x, held)
+        self._check(x)
         x, inputs = x.contiguous(), x.shape[-1]
         assert inputs * outputs == held.numel(), (x.shape, outputs, held.numel())
         out = x.new_empty((*x.shape[:-1], outputs))
@@ -203,7 +207,7 @@ class Kernels:
             biases: theirs.
             chunk: rows that go through it at a time.
         """
-        self._check(x, norm, *weights, *(bias for bias in biases if bias is not None))
+        self._check(x, norm)
         (batch, rows, width), head_dim = x.shape, cos.shape[-1]
         x, cos, sin = x.contiguous(), _angles(cos, batch, rows, head_dim), _angles(sin, batch, rows, head_dim)
         assert weights[0].numel() == width**2, (x.shape, weights[0].numel())
@@ -220,7 +224,7 @@ class Kernels:
 
     def merge(self, x: Tensor, mixed: Tensor, held: Tensor, chunk: int) -> Tensor:
         """``x`` (B, R, E) plus the product of ``mixed`` (B, R, K), ``chunk`` rows at a time, with :func:`panels`."""
-        self._check(x, mixed, held)
+        self._check(x, mixed)
         x, mixed = x.contiguous(), mixed.contiguous()
         assert mixed.shape[:-1] == x.shape[:-1], (x.shape, mixed.shape)
         assert mixed.shape[-1] * x.shape[-1] == held.numel(), (x.shape, mixed.shape, held.numel())
@@ -239,7 +243,7 @@ class Kernels:
         Args:
             chunk: rows that go through it at a time.
         """
-        self._check(x, norm, gate, up, down)
+        self._check(x, norm)
         assert gate.numel() == up.numel() == down.numel(), (gate.numel(), up.numel(), down.numel())
         assert x.is_contiguous(), x.stride()
         width = x.shape[-1]

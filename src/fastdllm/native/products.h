@@ -19,7 +19,7 @@ static void finish(const float* c, const T* bias, T* y, long rows, long n) {
         }
 }
 
-constexpr long ROWS = 12, DEEP = 128;  // rows and depth of a step: so much of a panel stays in the L1 cache
+constexpr long ROWS = 8, DEEP = 128;  // rows and depth of a step: so much of a panel stays in the L1 cache
 
 // Adds `deep` inputs of ROWS rows, a (deep, ROWS), times b (deep, 32), to the sums c (ROWS, 32); asks for `next`.
 static inline void multiply(const float* a, const float* b, long deep, float* c, bool first, const char* next, long lines) {
@@ -45,8 +45,12 @@ extern "C" void linear_f32(const float* x, const float* w, const float* bias, fl
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long r = 0; r < blocks * ROWS; r++)
-            for (long i = 0; i < k; i++) a[(r / ROWS * k + i) * ROWS + r % ROWS] = r < m ? x[r * k + i] : 0;
+        for (long b = 0; b < blocks; b++) {
+            const float* from[ROWS];
+            for (long r = 0; r < ROWS; r++) from[r] = x + std::min(b * ROWS + r, m - 1) * k;  // what is beyond is not kept
+            for (long i = 0; i < k; i++)
+                for (long r = 0; r < ROWS; r++) a[(b * k + i) * ROWS + r] = from[r][i];
+        }
         float* c = (float*)own.of(blocks * ROWS * PANEL * 4);
         long lines = std::max(1L, 2 / blocks);
 #pragma omp for schedule(static)
