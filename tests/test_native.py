@@ -336,6 +336,13 @@ def nothing_built(monkeypatch, tmp_path):
     kernels_for.cache_clear()
 
 
+def use_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> None:
+    """Have a shell script at ``path`` stand in for the compiler."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+
+
 def test_what_was_built_is_found_again(nothing_built, monkeypatch):
     kernels_for(SERVED[0])
     (path,) = nothing_built.rglob("*.so")
@@ -353,10 +360,7 @@ def test_without_a_compiler_there_is_a_sentence_before_the_weights_are_read(noth
 
 
 def test_a_compiler_that_fails(nothing_built, folder, monkeypatch):
-    bad = nothing_built / "bad"
-    bad.write_text("#!/bin/sh\necho 'kernels.cpp:1: error: no such thing' >&2; exit 1\n")
-    bad.chmod(0o755)
-    monkeypatch.setenv("CXX", str(bad))
+    use_compiler(monkeypatch, nothing_built / "bad", "echo 'kernels.cpp:1: error: no such thing' >&2; exit 1")
     with pytest.raises(OptionError, match=r"bad cannot build the kernels of compile=True \(.*error: no such thing\)"):
         fastdllm.load(folder, compile=True, device="cpu")
     monkeypatch.setattr(loading, "LARGE", 1)
@@ -365,10 +369,7 @@ def test_a_compiler_that_fails(nothing_built, folder, monkeypatch):
 
 
 def test_a_compiler_that_hangs_is_given_up(nothing_built, folder, monkeypatch):
-    slow = nothing_built / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setenv("CXX", str(slow))
+    use_compiler(monkeypatch, nothing_built / "slow", "exec sleep 60")
     monkeypatch.setattr(build, "PATIENCE", 0.1)
     with pytest.raises(OptionError, match=r"slow takes more than 0 s"):
         fastdllm.load(folder, compile=True, device="cpu")
@@ -401,6 +402,7 @@ def test_a_user_without_a_home(nothing_built, folder, monkeypatch):
 def test_a_broken_library_is_built_anew(nothing_built):
     kernels_for(SERVED[0])
     (path,) = nothing_built.rglob("*.so")
+    path.unlink()  # the process still has it mapped: it must not change
     path.write_bytes(b"no library")
     build.library.cache_clear()
     kernels_for.cache_clear()
@@ -410,15 +412,22 @@ def test_a_broken_library_is_built_anew(nothing_built):
 
 def test_a_compiler_whose_library_does_not_load(nothing_built, folder, monkeypatch):
     """As of one that calls another OpenMP runtime than torch's."""
-    odd = nothing_built / "odd"
-    odd.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo nothing > "$2"\n')
-    odd.chmod(0o755)
-    monkeypatch.setenv("CXX", str(odd))
+    script = 'while [ "$1" != -o ]; do shift; done; echo nothing > "$2"'
+    use_compiler(monkeypatch, nothing_built / "odd", script)
     with pytest.raises(OptionError, match=r"cannot be kept or loaded \(.*kernels\.so"):
         fastdllm.load(folder, compile=True, device="cpu")
     monkeypatch.setattr(loading, "LARGE", 1)
     with pytest.warns(RuntimeWarning, match="Weights are laid out for oneDNN instead"):
         assert not is_native(fastdllm.load(folder, device="cpu").model)
+
+
+@pytest.mark.parametrize("wrong", ["", "  ", "g++ 'open", "/no/such/compiler"])
+def test_a_compiler_that_is_no_command(monkeypatch, wrong):
+    """The usual names are left."""
+    monkeypatch.delenv("CXX", raising=False)
+    usual = compiler()
+    monkeypatch.setenv("CXX", wrong)
+    assert compiler() == usual
 
 
 @needs_tiles

@@ -27,8 +27,6 @@ KERNELS = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-# Nor for oneDNN's products with packed weights, nor for kernels of our own.
-PRODUCTS = (("mkldnn", "_linear_pointwise"), ("onednn", "qlinear_pointwise"), ("fastdllm", "linear"))
 
 
 def attention_flops(
@@ -44,17 +42,24 @@ def product_flops(rows: Sequence[int], *_: object, out_shape: Sequence[int], **_
     return 2 * math.prod(rows) * out_shape[-1]
 
 
+# Nor has it any for oneDNN's products with packed weights, and for kernels of our own.
+OTHERS: dict[tuple[str, str], Callable[..., int]] = {
+    ("mkldnn", "_linear_pointwise"): product_flops,
+    ("onednn", "qlinear_pointwise"): product_flops,
+    ("fastdllm", "linear"): product_flops,
+    ("fastdllm", "attend"): attention_flops,
+}
+
+
 def formulas() -> dict[object, Callable[..., int]]:
     """What an operation costs of which torch does not know it, for the operations that this torch has."""
     known: dict[object, Callable[..., int]] = {
         getattr(torch.ops.aten, name): attention_flops for name in KERNELS if hasattr(torch.ops.aten, name)
     }
-    if hasattr(torch.ops.fastdllm, "attend"):
-        known[torch.ops.fastdllm.attend] = attention_flops
-    for library, name in PRODUCTS:
+    for (library, name), formula in OTHERS.items():
         operations = getattr(torch.ops, library)
         if hasattr(operations, name):
-            known[getattr(operations, name)] = product_flops
+            known[getattr(operations, name)] = formula
     return known
 
 

@@ -96,7 +96,8 @@ class Runs:
     def warm_up(self) -> None:
         """The first passes, which are not timed; a whole run where later ones may still have to be recorded."""
         recorded = isinstance(self.engine.model, Compiled) and self.engine.model.graphs
-        for _ in islice(self.start(), None if recorded else WARM_UP):
+        whole = len(self.planned.passes) if self.planned else None
+        for _ in islice(self.start(), whole if recorded else WARM_UP):
             pass
 
     def run(self) -> None:

@@ -30,10 +30,9 @@ from torch import Tensor, nn
 from fastdllm.bench.clock import synchronize
 from fastdllm.bench.costs import Cost, Product
 from fastdllm.engine import Engine
-from fastdllm.models.native import NativeLinear, is_native
-from fastdllm.models.packed import PackedLinear, packs
+from fastdllm.models import packed
+from fastdllm.models.native import is_native, native_layout
 from fastdllm.models.quantized import ZERO, Int8Linear, Rows, torchao_layout
-from fastdllm.native.kernels import kernels_for
 
 Layout: TypeAlias = "Callable[[Tensor], Callable[[Tensor], Any]]"
 """From a weight (outer, inner), what multiplies rows (rows, inner) by it."""
@@ -163,16 +162,6 @@ def plain(weight: Tensor) -> Callable[[Tensor], Any]:
     return lambda x: F.linear(x, weight)
 
 
-def packed(weight: Tensor) -> Callable[[Tensor], Any]:
-    """As a network on a CPU has it."""
-    return PackedLinear(weight, None)
-
-
-def kernels(weight: Tensor) -> Callable[[Tensor], Any]:
-    """As a network with kernels of this machine has it, where they fit."""
-    return NativeLinear(weight, None) if kernels_for(weight.dtype).fits(weight) else plain(weight)
-
-
 def int8(weight: Tensor) -> Callable[[Tensor], Any]:
     """As a network on a CPU has it, without the rounding of rows and results, which is none of the product's."""
     layer, rows = Int8Linear(weight, None, Rows()), Rows()
@@ -181,12 +170,12 @@ def int8(weight: Tensor) -> Callable[[Tensor], Any]:
     return lambda x: multiply(rows(x)[0], 1.0, ZERO, *of_weight, 1.0, 0, torch.float32, "none", [], "")
 
 
-def torchao(kind: str) -> Layout:
-    """As a network on a GPU has it, rounding included."""
+def as_layers(layout: packed.Layout) -> Layout:
+    """As a network has it whose layers are laid out so."""
 
     def lay(weight: Tensor) -> Callable[[Tensor], Any]:
         outer, inner = weight.shape
-        return torchao_layout(kind, weight.device)(nn.Linear(inner, outer, bias=False, device="meta"), weight)
+        return layout(nn.Linear(inner, outer, bias=False, device="meta"), weight)
 
     return lay
 
@@ -195,12 +184,12 @@ def layouts(engine: Engine) -> dict[str, Layout]:
     """Those that are tried."""
     kind, on_cpu = engine.model.quantized, engine.device.type == "cpu"
     if kind:
-        return {kind: int8} if on_cpu else {"plain": plain, kind: torchao(kind)}
+        return {kind: int8} if on_cpu else {"plain": plain, kind: as_layers(torchao_layout(kind, engine.device))}
     tried: dict[str, Layout] = {"plain": plain}
-    if packs(engine.dtype, engine.device):
-        tried["packed"] = packed
+    if packed.packs(engine.dtype, engine.device):
+        tried["packed"] = as_layers(packed.pack)
     if is_native(engine.model):
-        tried["kernels"] = kernels
+        tried["kernels"] = as_layers(native_layout(engine.dtype))
     return tried
 
 
@@ -209,7 +198,7 @@ def _rate(product: Product, engine: Engine, weight_bytes: int) -> Rate:
     dtype, device, found = engine.dtype, engine.device, dict[str, float]()
     x = torch.empty(product.rows, product.inner, dtype=dtype, device=device).normal_()
     for name, layout in layouts(engine).items():
-        size = product.inner * product.outer * (dtype.itemsize if name in ("plain", "packed", "kernels") else 1)
+        size = product.inner * product.outer * (1 if name == engine.model.quantized else dtype.itemsize)
         first = torch.empty(product.outer, product.inner, dtype=dtype, device=device).normal_(0, 0.02)
         weights = (first.clone() for _ in range(max(1, min(weight_bytes, STREAMED) // size)))
         found[name] = best_seconds([partial(layout(weight), x) for weight in weights], device)

@@ -53,8 +53,9 @@ class Load:
             OptionError, CheckpointError: there is no such model, or the dtype is none.
         """
         if self.shape is not None:
-            self._of_shape(parse_shape(self.shape))
-            return parse_shape(self.shape)
+            config = parse_shape(self.shape)
+            self._of_shape(config)
+            return config
         from fastdllm.models.checkpoint import read_config, resolve
 
         return read_config(resolve(str(self.model), self.revision, weights=False))

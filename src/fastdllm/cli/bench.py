@@ -58,10 +58,6 @@ Packed = Annotated[
         "--packed/--no-packed", help="Lay weights out once at load [default: auto: for kernels, or for oneDNN]."
     ),
 ]
-Compile = Annotated[
-    bool,
-    typer.Option("--compile", help="GPU: recorded passes. CPU: kernels built for it, once."),
-]
 Attention = Annotated[str, typer.Option(metavar="NAME", help="auto (the fastest), sdpa, matmul, kernels.")]
 Plain = Annotated[
     bool | None,
@@ -101,7 +97,7 @@ def bench(
     memory: MemoryOption = True,
     plain: Plain = None,
     packed: Packed = None,
-    compile: Compile = False,
+    compile: opt.Compile = False,
     attention: Attention = "auto",
     dtype: Dtype = "auto",
     device: opt.Device = "auto",

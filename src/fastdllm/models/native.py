@@ -111,26 +111,23 @@ def use_kernels(model: Transformer) -> None:
     kernels, config = kernels_for(model.embed.weight.dtype), model.config
     if config.hidden_size % LANES == 0:
         model.norm = NativeNorm(model.norm, kernels)
-    for number, block in enumerate(map(_block, model.blocks)):
-        attention, feed_forward = block.attention, block.feed_forward
+    rotates = config.head_dim % (2 * LANES) == 0
+    for number, module in enumerate(model.blocks):
+        block = cast(Block, module)
         if config.hidden_size % LANES == 0:
             block.attention_norm = NativeNorm(block.attention_norm, kernels)
             block.feed_forward_norm = NativeNorm(block.feed_forward_norm, kernels)
-        if config.head_dim % (2 * LANES) == 0:
-            attention.rotate = kernels.rotate
+        if rotates:
+            block.attention.rotate = kernels.rotate
             if kernels.attends:
-                attention.mixes = {**MIXES, KERNELS: kernels.attend}
+                block.attention.mixes = {**MIXES, KERNELS: kernels.attend}
         if config.intermediate_size % LANES == 0:
-            feed_forward.gated = kernels.gated
+            block.feed_forward.gated = kernels.gated
         linear = [part for part in block.modules() if isinstance(part, nn.Linear | LaidOutLinear)]
-        if config.head_dim % (2 * LANES) == 0 and all(isinstance(part, NativeLinear) for part in linear):
+        if rotates and all(isinstance(part, NativeLinear) for part in linear):
             model.blocks[number] = NativeBlock(block, kernels)
 
 
 def is_native(model: Transformer) -> bool:
     """Whether any linear layer of a network is one of kernels."""
     return any(isinstance(layer, NativeLinear) for layer in model.modules())
-
-
-def _block(block: nn.Module) -> Block:
-    return cast(Block, block)

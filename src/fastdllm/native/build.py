@@ -42,8 +42,11 @@ def supports(dtype: torch.dtype) -> bool:
 
 def compiler() -> list[str] | None:
     """The command of the C++ compiler: ``$CXX``, or one of the usual names."""
-    for command in map(shlex.split, filter(None, (os.environ.get("CXX"), "g++", "c++"))):
-        if path := shutil.which(command[0]):
+    asked = list[str]()
+    with suppress(ValueError):  # a quote that does not end
+        asked = shlex.split(os.environ.get("CXX", ""))
+    for command in (asked, ["g++"], ["c++"]):
+        if command and (path := shutil.which(command[0])):
             return [path, *command[1:]]
     return None
 
