@@ -86,21 +86,31 @@ static void configure() {
     _tile_loadconfig(&config);
 }
 
+// Lines from..to of what will be read.
+template <long from, long to>
+static inline void ask(const char* at) {
+    for (long i = from; i < to; i++) _mm_prefetch(at + i * 64, _MM_HINT_T0);
+}
+
 // What was written is in memory: the compiler does not know that a tile is loaded from there.
 static inline void written() { asm volatile("" ::: "memory"); }
 
-// Sums c (32, 32) of two row tiles' rows with a panel, `steps` times 32 inputs deep.
-static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long steps, float* c, bool ahead) {
+// Sums c (32, 32) of two row tiles' rows with a panel, `steps` times 32 inputs deep. What later steps read is asked for
+// a few lines at a time, between other work: many at once would hold up the loads behind them.
+static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long steps, float* c) {
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (long s = 0; s < steps; s++) {
-        const bf16* at = b + s * 2 * TILE;
-        if (ahead)
-            for (long i = 0; i < 2 * TILE; i += 32) _mm_prefetch((const char*)(at + AHEAD * 2 * TILE + i), _MM_HINT_T0);
-        _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64);
-        _tile_loadd(4, a0 + s * TILE, 64);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a1 + s * TILE, 64);
-        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        const bf16 *panel = b + s * 2 * TILE, *upper = a0 + s * TILE, *lower = a1 + s * TILE;
+        const char *after = (const char*)(panel + AHEAD * 2 * TILE), *next = (const char*)(upper + 2 * TILE);
+        const char* below = (const char*)(lower + 2 * TILE);
+        _tile_loadd(4, upper, 64); ask<0, 6>(after);
+        _tile_loadd(5, lower, 64); ask<6, 12>(after);
+        _tile_loadd(6, panel, 64); ask<12, 18>(after); ask<0, 8>(next);
+        _tile_dpbf16ps(0, 4, 6); ask<8, 16>(next);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, panel + TILE, 64); ask<18, 26>(after); ask<0, 8>(below);
+        _tile_dpbf16ps(1, 4, 7); ask<26, 32>(after); ask<8, 16>(below);
+        _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128);
     _tile_stored(2, c + 16 * PANEL, 128); _tile_stored(3, c + 16 * PANEL + 16, 128);
@@ -127,7 +137,7 @@ extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16
             for (long p = 0; p < n / PANEL; p++)
                 for (long b = at; b < std::min(at + chunk, blocks); b++) {
                     const bf16* rows = a + b * 2 * steps * TILE;
-                    multiply(rows, rows + steps * TILE, w + p * k * PANEL, steps, c, b == at);
+                    multiply(rows, rows + steps * TILE, w + p * k * PANEL, steps, c);
                     bf16* block = y + b * 32 * n + p * PANEL;
                     finish(c, bias ? bias + p * PANEL : nullptr, block, std::min(32L, m - b * 32), n);
                 }
