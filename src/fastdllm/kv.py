@@ -53,6 +53,16 @@ class KVStore:
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
 
     @property
+    def keys(self) -> Sequence[Tensor]:
+        """Of each layer, (B, H, T + 1, D): the last slot is the spare."""
+        return self._keys
+
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """As :attr:`keys`."""
+        return self._values
+
+    @property
     def layers(self) -> int:
         return len(self._keys)
 

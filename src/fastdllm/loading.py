@@ -103,8 +103,8 @@ def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, 
     if mixing == KERNELS and KERNELS not in cast(Block, model.blocks[0]).attention.mixes:
         others = ", ".join(name for name in get_args(Mixing) if name != KERNELS)
         raise OptionError(
-            f"attention={KERNELS!r} needs kernels (compile=True, or a large model) for bfloat16 on a CPU with AMX, and "
-            f"heads of a multiple of 32; else it is one of {others}."
+            f"attention={KERNELS!r} needs kernels (compile=True, or a large model) on a CPU with AVX-512, for bfloat16 "
+            f"with AMX, and heads of a multiple of 32; else it is one of {others}."
         )
     return Compiled(model) if compile and not native else model
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastdllm.models.attention import KERNELS, MIXES, attend
+from fastdllm.kv import BoundStore
+from fastdllm.models.attention import KERNELS, MIXES
 from fastdllm.models.packed import LaidOutLinear, Layout, fill
 from fastdllm.models.transformer import CHUNK, Angles, Block, KeyValues, RMSNorm, Transformer
 from fastdllm.native.build import supports
 from fastdllm.native.kernels import LANES, Kernels, dense, kernels_for, panels
+from fastdllm.native.stack import Slots, Stack, Weights
 
 
 class NativeLinear(LaidOutLinear):
@@ -52,39 +55,56 @@ class NativeNorm(RMSNorm):
         return self._kernels.norm(x, self.weight, self.eps)
 
 
-class NativeBlock(Block):
-    """A block whose parts compute with kernels, in four calls: what it gives has the same bits as what they give."""
+class NativeStack:
+    """All layers of a network, each in one call of a kernel: the bits are those of the layers' parts.
 
-    def __init__(self, block: Block, kernels: Kernels) -> None:
-        nn.Module.__init__(self)
-        self.attention_norm, self.attention = block.attention_norm, block.attention
-        self.feed_forward_norm, self.feed_forward = block.feed_forward_norm, block.feed_forward
-        self._kernels = kernels
+    Args:
+        blocks: whose linear layers, norms and rotation are those of kernels.
+    """
 
-    def forward(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
-        if is_in_torch_dispatch_mode():  # somebody watches the parts
-            return super().forward(x, angles, visible, layer, store)
-        mixed = self._mixed(x, angles, visible, layer, store)
-        x = self._kernels.merge(x, mixed.transpose(1, 2).flatten(2), _panels(self.attention.out), CHUNK)
-        del mixed
-        norm, feed_forward = self.feed_forward_norm, self.feed_forward
-        gate, up, down = map(_panels, (feed_forward.gate, feed_forward.up, feed_forward.down))
-        return self._kernels.feed_forward_(x, norm.weight, norm.eps, gate, up, down, CHUNK)
+    def __init__(self, blocks: Sequence[Block], kernels: Kernels) -> None:
+        self._blocks, self._kernels = list(blocks), kernels
+        self._stack: Stack | None = None
 
-    def _mixed(self, x: Tensor, angles: Angles, visible: Tensor | None, layer: int, store: KeyValues | None) -> Tensor:
-        """What the heads mix (B, H, R, D) for the rows ``x`` (B, R, E)."""
-        attention, norm = self.attention, self.attention_norm
-        projections = [cast(NativeLinear, part) for part in (attention.q, attention.k, attention.v)]
-        held, biases = [part.panels for part in projections], [part.bias for part in projections]
-        projected = self._kernels.project(x, norm.weight, norm.eps, held, biases, *angles, CHUNK)
-        q, k, v = (part.transpose(1, 2) for part in projected)
-        if store is not None:
-            k, v = store.exchange(layer, k, v)
-        return attend(q, k, v, visible, attention.mixing, attention.mixes)
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_stack": None}  # its addresses are those of this process, and of no copy's weights
+
+    def __call__(self, x: Tensor, angles: Angles, visible: Tensor | None, store: KeyValues | None) -> Tensor | None:
+        """As :data:`fastdllm.models.transformer.LayerStack`; None where parts are watched or chosen."""
+        attention = self._blocks[0].attention
+        known = store is None or isinstance(store, BoundStore)
+        if not known or attention.mixing not in ("auto", KERNELS) or is_in_torch_dispatch_mode():
+            return None
+        if self._stack is None:
+            eps = self._blocks[0].attention_norm.eps
+            self._stack = Stack(self._kernels, [_weights(block) for block in self._blocks], eps, CHUNK)
+        if isinstance(store, BoundStore):
+            pool, places, rows, reach = store.store.pool, store.places, store.rows, store.reach
+            held = Slots(keys=pool.keys, values=pool.values, places=places, slots=rows, reach=reach)
+        else:
+            held = self._nowhere(x, attention.k.out_features // attention.head_dim, attention.head_dim)
+        return self._stack(x, held, *angles, visible)
+
+    def _nowhere(self, x: Tensor, groups: int, width: int) -> Slots:
+        """Room for keys and values of the rows ``x`` (B, R, E), which every layer overwrites."""
+        (batch, rows, _), layers = x.shape, len(self._blocks)
+        keys, values = x.new_empty((2, batch, groups, rows, width))
+        slots = torch.arange(rows).expand(batch, rows)
+        return Slots(
+            keys=[keys] * layers, values=[values] * layers, places=torch.arange(batch), slots=slots, reach=rows
+        )
 
 
-def _panels(layer: nn.Module) -> Tensor:
-    return cast(NativeLinear, layer).panels
+def _weights(block: Block) -> Weights:
+    attention, feed_forward = block.attention, block.feed_forward
+    projections = [cast(NativeLinear, part) for part in (attention.q, attention.k, attention.v)]
+    linear = (attention.out, feed_forward.gate, feed_forward.up, feed_forward.down)
+    out, gate, up, down = (cast(NativeLinear, part).panels for part in linear)
+    return Weights(
+        attention_norm=block.attention_norm.weight, projections=[part.panels for part in projections],
+        biases=[part.bias for part in projections], out=out, feed_forward_norm=block.feed_forward_norm.weight,
+        gate=gate, up=up, down=down,
+    )  # fmt: skip
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
@@ -112,20 +132,19 @@ def use_kernels(model: Transformer) -> None:
     if config.hidden_size % LANES == 0:
         model.norm = NativeNorm(model.norm, kernels)
     rotates = config.head_dim % (2 * LANES) == 0
-    for number, module in enumerate(model.blocks):
-        block = cast(Block, module)
+    blocks = [cast(Block, module) for module in model.blocks]
+    for block in blocks:
         if config.hidden_size % LANES == 0:
             block.attention_norm = NativeNorm(block.attention_norm, kernels)
             block.feed_forward_norm = NativeNorm(block.feed_forward_norm, kernels)
         if rotates:
             block.attention.rotate = kernels.rotate
-            if kernels.attends:
-                block.attention.mixes = {**MIXES, KERNELS: kernels.attend}
+            block.attention.mixes = {**MIXES, KERNELS: kernels.attend}
         if config.intermediate_size % LANES == 0:
             block.feed_forward.gated = kernels.gated
-        linear = [part for part in block.modules() if isinstance(part, nn.Linear | LaidOutLinear)]
-        if rotates and all(isinstance(part, NativeLinear) for part in linear):
-            model.blocks[number] = NativeBlock(block, kernels)
+    linear = [part for part in model.blocks.modules() if isinstance(part, nn.Linear | LaidOutLinear)]
+    if rotates and all(isinstance(part, NativeLinear) for part in linear):
+        model.stack = NativeStack(blocks, kernels)
 
 
 def is_native(model: Transformer) -> bool:

@@ -34,6 +34,14 @@ class KeyValues(Protocol):
         ...
 
 
+class LayerStack(Protocol):
+    """Runs all layers in place of the blocks, one after another."""
+
+    def __call__(self, x: Tensor, angles: Angles, visible: Tensor | None, store: KeyValues | None) -> Tensor | None:
+        """States (B, R, E) after the last layer, from those before the first; None: the blocks must do it."""
+        ...
+
+
 class LayerHook(Protocol):
     """Runs the layers in place of :class:`Block`, for caches that look into them or leave parts of them out."""
 
@@ -202,6 +210,8 @@ class Transformer(nn.Module):
         """Processes that hold a part of this network each."""
         self.quantized: str | None = None
         """What the linear layers' weights are rounded to, where they are."""
+        self.stack: LayerStack | None = None
+        """Runs all layers at once, where there is something that can."""
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -256,12 +266,15 @@ class Transformer(nn.Module):
             visible = visible[:, None, None, :] if visible.ndim == 2 else visible[:, None]
         angles = rotary_angles(positions_BR, self.config.head_dim, self.config.rope_theta)
         x: Tensor = self.embed(tokens_BR)
-        for layer, block in enumerate(self.blocks):
-            if layers is None:
-                x = block(x, angles, visible, layer, store)
-            else:
-                x = layers.run(cast(Block, block), layer, x, angles, visible)
-        hidden: Tensor = self.norm(x)
+        states = self.stack(x, angles, visible, store) if self.stack and layers is None else None
+        if states is None:
+            states = x
+            for layer, block in enumerate(self.blocks):
+                if layers is None:
+                    states = block(states, angles, visible, layer, store)
+                else:
+                    states = layers.run(cast(Block, block), layer, states, angles, visible)
+        hidden: Tensor = self.norm(states)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,61 +1,141 @@
-// Attention of rows over keys and values, in bfloat16.
+// Attention of rows over keys and values.
 #pragma once
 #include "products.h"
 
-#ifdef __AMX_BF16__
-
-// Of queries (batch, heads, rows, width) over keys and values (batch, groups, length, width), by strides in numbers;
-// those of a row lie side by side. The mask has a byte for (batch, 1 or rows, length).
+// Of queries (batch, heads, rows, width) over keys and values (.., groups, length, width), by strides in numbers; those
+// of a row lie side by side. The mask has a byte for (batch, 1 or rows, length).
 struct Shape {
     long batch, heads, groups, rows, length, width;
     long q[3], k[3], v[3], out[3], mask[2];
+    const long* places;  // batch rows of keys and values; null: their own
 };
 
-// A block of 16 x 16 numbers of 32 bits, turned over.
-static inline void transpose(const void* const from[16], void* to, long stride) {
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from[i]);
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++) {
-            t[i + 8 * j] = _mm512_shuffle_i32x4(r[i + 8 * j], r[i + 8 * j + 4], 0x88);
-            t[i + 8 * j + 4] = _mm512_shuffle_i32x4(r[i + 8 * j], r[i + 8 * j + 4], 0xdd);
-        }
-    for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512((char*)to + i * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
-        _mm512_storeu_si512((char*)to + (i + 8) * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
-    }
-}
+constexpr long AT_ONCE = 32;  // query rows, each a row of one of the heads that share keys and values
 
-// What a thread works with: 32 query rows at a time, each a row of one of the heads that share keys and values.
-struct Attention {
+// What a thread works with, whatever the dtype.
+template <class T>
+struct Work {
     const Shape s;
-    const long keys, deep;  // length rounded up to 32; width in steps of 32
-    bf16 *queries, *values, *weights, *tail;  // tiles (2, deep), tiles (keys / 32, 2 deep), (32, keys), (32, width)
-    float *scores, *out;                      // (keys, 32), (32, width)
+    const long keys;           // length rounded up to 32
+    float *scores, *out;       // (keys, 32), (32, width)
+    T* tail;                   // (32, width): the last keys, which fill no 32, among zeros
+    char* more;                // as many bytes as were wanted
 
-    explicit Attention(const Shape& shape) : s(shape), keys((shape.length + 31) / 32 * 32), deep(shape.width / 32) {
-        long sizes[] = {64 * s.width, 2 * keys * s.width, 64 * keys, 64 * s.width, 128 * keys, 128 * s.width};
-        void** to[] = {(void**)&queries, (void**)&values, (void**)&weights, (void**)&tail, (void**)&scores, (void**)&out};
-        size_t bytes = 0;
-        for (long size : sizes) bytes += size;
-        char* at = (char*)own.of(bytes);
-        for (int i = 0; i < 6; at += sizes[i++]) *to[i] = at;
+    Work(const Shape& shape, long bytes) : s(shape), keys((shape.length + 31) / 32 * 32) {
+        long first = 128 * keys, second = 128 * s.width;
+        char* at = (char*)own.of(first + 2 * second + bytes);
+        scores = (float*)at, out = (float*)(at + first), tail = (T*)(at + first + second), more = at + first + 2 * second;
     }
 
-    // The last keys, which fill no tile, among zeros.
-    void hold_keys(const bf16* k) {
+    void hold_keys(const T* k) {
         long whole = s.length / 32 * 32;
-        memset(tail, 0, 64 * s.width);
-        for (long t = whole; t < s.length; t++) memcpy(tail + (t - whole) * s.width, k + t * s.k[2], 2 * s.width);
+        memset(tail, 0, 32 * sizeof(T) * s.width);
+        for (long t = whole; t < s.length; t++) memcpy(tail + (t - whole) * s.width, k + t * s.k[2], s.width * sizeof(T));
+    }
+
+    // Hides scores of 32 keys from rows that do not see them, takes the largest of each row into account, and asks for
+    // the keys after the next and for these keys' values.
+    void see(long t, const T* k, const T* v, const uint8_t* const seen[32], bool alike, vec top[2]) {
+        for (long j = t; j < std::min(t + 32, s.length); j++) {
+            for (long i = 0; i < s.width; i += 64 / sizeof(T)) {
+                _mm_prefetch((const char*)(k + (j + 64) * s.k[2] + i), _MM_HINT_T0);
+                _mm_prefetch((const char*)(v + j * s.v[2] + i), _MM_HINT_T1);
+            }
+            for (long half = 0; half < 2; half++) {
+                vec x = load(scores + j * 32 + half * 16);
+                if (seen[0]) {
+                    __mmask16 sees = alike ? (seen[0][j] ? 0xffff : 0) : 0;
+                    for (long r = 0; !alike && r < 16; r++) sees |= (seen[half * 16 + r][j] != 0) << r;
+                    x = (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), sees, (__m512)x);
+                    store(scores + j * 32 + half * 16, x);
+                }
+                top[half] = larger(top[half], x);
+            }
+        }
+    }
+
+    // Weights of keys in place of their scores, not yet divided by their sum.
+    void weigh(const vec top[2], float scale, vec total[2]) {
+        total[0] = total[1] = vec{};
+        for (long t = 0; t < s.length; t++)
+            for (long half = 0; half < 2; half++) {
+                float* at = scores + t * 32 + half * 16;
+                vec x = power((load(at) - top[half]) * scale);
+                total[half] += x;
+                store(at, x);
+            }
+    }
+};
+
+template <class T>
+struct Attention;
+
+template <>
+struct Attention<float> : Work<float> {
+    float* queries;  // (width, 32)
+
+    explicit Attention(const Shape& shape) : Work(shape, 128 * shape.width), queries((float*)more) {}
+
+    void ask(const float* const rows[32]) {
+        static const float nothing[16] = {};
+        for (long half = 0; half < 2; half++)
+            for (long i = 0; i < s.width; i += 16) {
+                const void* from[16];
+                for (long r = 0; r < 16; r++) from[r] = rows[half * 16 + r] ? rows[half * 16 + r] + i : nothing;
+                transpose(from, queries + i * 32 + half * 16, 128);
+            }
+    }
+
+    // Scores of 32 keys, `step` apart.
+    void score(const float* k, long step, float* c) {
+        for (long t = 0; t < 32; t += ROWS)
+            multiply(k + t * step, 1, step, queries, 32, s.width, c + t * 32, 32, true, nullptr, 0);
+    }
+
+    void mix(const float* v, bool) {
+        for (long t = 0; t < s.length; t += DEEP)
+            for (long i = 0; i < s.width; i += 32)
+                for (long r = 0; r < AT_ONCE; r += ROWS)
+                    multiply(scores + t * 32 + r, 32, 1, v + t * s.v[2] + i, s.v[2], std::min(DEEP, s.length - t),
+                             out + r * s.width + i, s.width, t == 0, nullptr, 0);
+    }
+};
+
+#ifdef __AMX_BF16__
+template <>
+struct Attention<bf16> : Work<bf16> {
+    const long deep;                   // width in steps of 32
+    bf16 *queries, *values, *weights;  // tiles (2, deep), tiles (keys / 32, 2 deep), (32, keys)
+
+    explicit Attention(const Shape& shape)
+        : Work(shape, 64 * shape.width + (shape.length + 31) / 32 * 32 * (2 * shape.width + 64)), deep(shape.width / 32),
+          queries((bf16*)more), values(queries + 32 * s.width), weights(values + keys * s.width) {
+        configure();
+    }
+    ~Attention() { _tile_release(); }
+
+    // Query rows as the right side of a product; null ones are zeros.
+    void ask(const bf16* const rows[32]) {
+        static const bf16 nothing[32] = {};
+        for (long half = 0; half < 2; half++)
+            for (long i = 0; i < deep; i++) {
+                const void* from[16];
+                for (long r = 0; r < 16; r++) from[r] = rows[half * 16 + r] ? rows[half * 16 + r] + i * 32 : nothing;
+                transpose(from, queries + (half * deep + i) * TILE, 64);
+            }
+        written();
+    }
+
+    // Scores of 32 keys, `step` apart.
+    void score(const bf16* k, long step, float* c) {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        for (long i = 0; i < deep; i++) {
+            _tile_loadd(4, k + i * 32, 2 * step); _tile_loadd(5, k + 16 * step + i * 32, 2 * step);
+            _tile_loadd(6, queries + i * TILE, 64); _tile_loadd(7, queries + (deep + i) * TILE, 64);
+            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128); _tile_stored(2, c + 512, 128); _tile_stored(3, c + 528, 128);
+        written();
     }
 
     // Values by pairs of slots, as the right side of a product.
@@ -74,123 +154,85 @@ struct Attention {
             }
     }
 
-    // Query rows as the right side of a product; null ones are zeros.
-    void ask(const bf16* const rows[32]) {
-        static const bf16 nothing[32] = {};
-        for (long half = 0; half < 2; half++)
-            for (long i = 0; i < deep; i++) {
+    // Weights with rows first, as the left side of a product.
+    void hold_weights() {
+        memset(scores + s.length * 32, 0, (keys - s.length) * 128);
+        for (long t = 0; t < keys; t += 16)
+            for (long half = 0; half < 2; half++) {
+                alignas(64) float turned[256];
                 const void* from[16];
-                for (long r = 0; r < 16; r++) from[r] = rows[half * 16 + r] ? rows[half * 16 + r] + i * 32 : nothing;
-                transpose(from, queries + (half * deep + i) * TILE, 64);
-            }
-    }
-
-    // Scores of all keys for 32 rows, and the largest of each row among the keys that it sees; asks for what comes next.
-    void score(const bf16* k, const bf16* v, const uint8_t* const seen[32], bool alike, vec top[2]) {
-        written();
-        top[0] = top[1] = all(-INFINITY);
-        for (long t = 0; t < keys; t += 32) {
-            bool last = t + 32 > s.length;
-            const bf16* at = last ? tail : k + t * s.k[2];
-            long stride = last ? s.width : s.k[2];
-            for (long r = 0; v && r < 32; r++)
-                for (long i = 0; i < s.width; i += 32) {
-                    _mm_prefetch((const char*)(k + (t + 64 + r) * s.k[2] + i), _MM_HINT_T0);
-                    _mm_prefetch((const char*)(v + (t + r) * s.v[2] + i), _MM_HINT_T1);
-                }
-            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            for (long i = 0; i < deep; i++) {
-                _tile_loadd(4, at + i * 32, 2 * stride); _tile_loadd(5, at + 16 * stride + i * 32, 2 * stride);
-                _tile_loadd(6, queries + i * TILE, 64); _tile_loadd(7, queries + (deep + i) * TILE, 64);
-                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-            }
-            float* c = scores + t * 32;
-            _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128); _tile_stored(2, c + 512, 128); _tile_stored(3, c + 528, 128);
-            for (long j = 0; j < std::min(32L, s.length - t); j++)
-                for (long half = 0; half < 2; half++) {
-                    vec x = load(c + j * 32 + half * 16);
-                    if (seen[0]) {
-                        __mmask16 sees = alike ? (seen[0][t + j] ? 0xffff : 0) : 0;
-                        for (long r = 0; !alike && r < 16; r++) sees |= (seen[half * 16 + r][t + j] != 0) << r;
-                        x = (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), sees, (__m512)x);
-                        store(c + j * 32 + half * 16, x);
-                    }
-                    top[half] = larger(top[half], x);
-                }
-        }
-    }
-
-    // Weights of all keys from their scores, not yet divided by their sum.
-    void weigh(const vec top[2], float scale, vec total[2]) {
-        for (long half = 0; half < 2; half++) {
-            total[half] = vec{};
-            for (long t = 0; t < keys; t += 16) {
-                alignas(64) float square[256], turned[256];
-                const void* from[16];
-                for (long j = 0; j < 16; j++) {
-                    vec x = t + j < s.length ? power((load(scores + (t + j) * 32 + half * 16) - top[half]) * scale) : vec{};
-                    total[half] += x;
-                    store(square + j * 16, x);
-                    from[j] = square + j * 16;
-                }
+                for (long j = 0; j < 16; j++) from[j] = scores + (t + j) * 32 + half * 16;
                 transpose(from, turned, 64);
                 for (long r = 0; r < 16; r++) store(weights + (half * 16 + r) * keys + t, load(turned + r * 16));
             }
-        }
     }
 
-    // Values by their weights, into `out`.
-    void mix() {
+    void mix(const bf16* v, bool held) {
+        if (!held) hold_values(v);
+        hold_weights();
         written();
         for (long i = 0; i < 2 * deep; i += 2) {
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (long t = 0; t < keys; t += 32) {
-                const bf16* v = values + (t / 32 * 2 * deep + i) * TILE;
+                const bf16* at = values + (t / 32 * 2 * deep + i) * TILE;
                 _tile_loadd(4, weights + t, 2 * keys); _tile_loadd(5, weights + 16 * keys + t, 2 * keys);
-                _tile_loadd(6, v, 64); _tile_loadd(7, v + TILE, 64);
+                _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64);
                 _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
             }
             float* c = out + i * 16;
             _tile_stored(0, c, 4 * s.width); _tile_stored(1, c + 16, 4 * s.width);
             _tile_stored(2, c + 16 * s.width, 4 * s.width); _tile_stored(3, c + 16 * s.width + 16, 4 * s.width);
         }
+        written();
     }
 };
+#endif
 
-extern "C" void attend_bf16(
-    const bf16* q, const bf16* k, const bf16* v, const uint8_t* mask, bf16* out, const Shape* shape, float scale, int threads) {
-    const Shape s = *shape;
-    long per = s.heads / s.groups * s.rows, blocks = (per + 31) / 32;
+// `out` may be q itself: who writes a row has read it, and nobody else does.
+template <class T>
+static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape& s, float scale, int threads) {
+    long per = s.heads / s.groups * s.rows, blocks = (per + AT_ONCE - 1) / AT_ONCE;
 #pragma omp parallel num_threads(threads)
     {
-        configure();
-        Attention a(s);
+        Attention<T> a(s);
         long held = -1;
 #pragma omp for schedule(static)
         for (long task = 0; task < s.batch * s.groups * blocks; task++) {
-            long group = task / blocks, n = group / s.groups, h = group % s.groups, first = task % blocks * 32;
-            const bf16 *keys = k + n * s.k[0] + h * s.k[1], *rows[32] = {};
-            const uint8_t* seen[32] = {};
-            bf16* to[32];
-            for (long r = 0; r < 32; r++) {
+            long group = task / blocks, n = group / s.groups, h = group % s.groups, first = task % blocks * AT_ONCE;
+            long place = s.places ? s.places[n] : n;
+            const T *keys = k + place * s.k[0] + h * s.k[1], *values = v + place * s.v[0] + h * s.v[1], *rows[AT_ONCE] = {};
+            const uint8_t* seen[AT_ONCE] = {};
+            T* to[AT_ONCE];
+            for (long r = 0; r < AT_ONCE; r++) {
                 long i = std::min(first + r, per - 1), head = h * (s.heads / s.groups) + i / s.rows, row = i % s.rows;
                 if (first + r < per) rows[r] = q + n * s.q[0] + head * s.q[1] + row * s.q[2];
                 if (mask) seen[r] = mask + n * s.mask[0] + row * s.mask[1];
                 to[r] = out + n * s.out[0] + head * s.out[1] + row * s.out[2];
             }
-            const bf16* values = held == group ? nullptr : v + n * s.v[0] + h * s.v[1];
-            vec top[2], total[2];
+            vec top[2] = {all(-INFINITY), all(-INFINITY)}, total[2];
             a.ask(rows);
-            if (values) a.hold_keys(keys);
-            a.score(keys, values, seen, s.mask[1] == 0, top);
+            if (held != group) a.hold_keys(keys);
+            for (long t = 0; t < a.keys; t += 32) {
+                bool last = t + 32 > s.length;
+                a.score(last ? a.tail : keys + t * s.k[2], last ? s.width : s.k[2], a.scores + t * 32);
+                a.see(t, keys, values, seen, s.mask[1] == 0, top);
+            }
             a.weigh(top, scale * LOG2E, total);
-            if (values) a.hold_values(values), held = group;
-            a.mix();
-            for (long r = 0; r < std::min(32L, per - first); r++)
+            a.mix(values, held == group);
+            held = group;
+            for (long r = 0; r < std::min(AT_ONCE, per - first); r++)
                 for (long i = 0; i < s.width; i += LANES)
                     store(to[r] + i, load(a.out + r * s.width + i) / all(total[r / 16][r % 16]));
         }
-        _tile_release();
     }
 }
+
+#define ATTEND(T, dtype)                                                                                               \
+    extern "C" void attend_##dtype(                                                                                    \
+        const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape* s, float scale, int threads) {   \
+        attend(q, k, v, mask, out, *s, scale, threads);                                                                \
+    }
+ATTEND(float, f32)
+#ifdef __AMX_BF16__
+ATTEND(bf16, bf16)
 #endif

@@ -1,6 +1,4 @@
 // Passes over few rows on one CPU: products, attention, norms and rotation for processors with AVX-512, in bfloat16
 // with AMX. Built on the machine that runs them (build.py), called through kernels.py, which says what each computes.
-#include "attention.h"
 #include "layers.h"
-#include "products.h"
-#include "rows.h"
+

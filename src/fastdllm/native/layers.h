@@ -1,6 +1,6 @@
-// The parts of a layer, each in one call, `chunk` rows at a time: what lies between its products is never held whole.
+// A layer in one call, `chunk` rows at a time but for attention: what lies between its products is never held whole.
 #pragma once
-#include "products.h"
+#include "attention.h"
 #include "rows.h"
 
 static inline void linear(const float* x, const float* w, const float* b, float* y, long m, long n, long k, int threads) {
@@ -12,74 +12,87 @@ static inline void linear(const bf16* x, const bf16* w, const bf16* b, bf16* y, 
 }
 #endif
 
-// Queries (rows, width), keys and values (rows, kv_width) of the norm of x; queries and keys rotated.
 template <class T>
-static void project(
-    const T* x, const T* weight, const T* const weights[3], const T* const biases[3], const float* cos, const float* sin,
-    T* const out[3], long rows, long width, long kv_width, long head_dim, long chunk, float eps, int threads) {
-    for (long from = 0; from < rows; from += chunk) {
-        long count = std::min(chunk, rows - from), turn = from * head_dim;
-        T* normed = (T*)between.of(2 * count * width * sizeof(T));
-        T* still = normed + count * width;
-        norm(x + from * width, weight, normed, count, width, eps, threads);
-        for (int i = 0; i < 3; i++) {
-            long outputs = i ? kv_width : width;
-            T* to = out[i] + from * outputs;
-            linear(normed, weights[i], biases[i], i < 2 ? still : to, count, outputs, width, threads);
-            if (i < 2) rotate(still, cos + turn, sin + turn, to, count, outputs / head_dim, head_dim, threads);
+struct Layer {
+    const T *attention_norm, *projections[3], *biases[3], *out, *feed_forward_norm, *gate, *up, *down;
+};
+
+// What is the same for all layers of a pass.
+struct Pass {
+    long batch, rows, width, heads, groups, head_dim, inner, reach, chunk;
+    long steps[3];               // to the next batch row, head and slot of keys and values, in numbers
+    long mask_steps[2];
+    const long *places, *slots;  // batch rows (batch) and slots (batch, rows) of the pass among keys and values
+    const float *cos, *sin;      // (batch * rows, head_dim)
+    const uint8_t* mask;
+    float eps;
+    int threads;
+};
+
+// Keys, rotated, and values of `count` rows to their slots.
+template <class T>
+static void keep(const Pass& p, const T* k, const T* v, T* keys, T* values, long from, long count) {
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+    for (long r = 0; r < count; r++) {
+        long row = from + r, slot = p.places[row / p.rows] * p.steps[0] + p.slots[row] * p.steps[2];
+        for (long h = 0; h < p.groups; h++) {
+            long head = (r * p.groups + h) * p.head_dim, to = slot + h * p.steps[1];
+            turn(k + head, p.cos + row * p.head_dim, p.sin + row * p.head_dim, keys + to, p.head_dim);
+            memcpy(values + to, v + head, p.head_dim * sizeof(T));
         }
     }
 }
 
-// x plus what the heads mixed (rows, inner), projected out.
+// Queries (rows, width), and keys and values in their slots, of the norm of x.
 template <class T>
-static void merge(
-    const T* x, const T* mixed, const T* weight, T* y, long rows, long width, long inner, long chunk, int threads) {
-    for (long from = 0; from < rows; from += chunk) {
-        long count = std::min(chunk, rows - from);
-        T* to = y + from * width;
-        linear(mixed + from * inner, weight, (const T*)nullptr, to, count, width, inner, threads);
-        add(x + from * width, to, count * width, threads);
-    }
+static void project(const Layer<T>& l, const Pass& p, const T* x, T* q, T* keys, T* values, long from, long count) {
+    long kv_width = p.groups * p.head_dim;
+    T* normed = (T*)between.of(count * (2 * p.width + 2 * kv_width) * sizeof(T));
+    T *still = normed + count * p.width, *k = still + count * p.width, *v = k + count * kv_width;
+    norm(x + from * p.width, l.attention_norm, normed, count, p.width, p.eps, p.threads);
+    linear(normed, l.projections[0], l.biases[0], still, count, p.width, p.width, p.threads);
+    long angle = from * p.head_dim;
+    rotate(still, p.cos + angle, p.sin + angle, q + from * p.width, count, p.heads, p.head_dim, p.threads);
+    linear(normed, l.projections[1], l.biases[1], k, count, kv_width, p.width, p.threads);
+    linear(normed, l.projections[2], l.biases[2], v, count, kv_width, p.width, p.threads);
+    keep(p, k, v, keys, values, from, count);
 }
 
-// x += the feed-forward of its norm.
+// x += what the heads mixed, projected out; then x += the feed-forward of its norm.
 template <class T>
-static void feed_forward(
-    T* x, const T* weight, const T* gate, const T* up, const T* down, long rows, long width, long inner, long chunk,
-    float eps, int threads) {
-    for (long from = 0; from < rows; from += chunk) {
-        long count = std::min(chunk, rows - from);
-        T* at = x + from * width;
-        T* normed = (T*)between.of(count * (width + 2 * inner) * sizeof(T));
-        T *gates = normed + count * width, *ups = gates + count * inner;
-        norm(at, weight, normed, count, width, eps, threads);
-        linear(normed, gate, (const T*)nullptr, gates, count, inner, width, threads);
-        linear(normed, up, (const T*)nullptr, ups, count, inner, width, threads);
-        gated(gates, ups, gates, count * inner, threads);
-        linear(gates, down, (const T*)nullptr, normed, count, width, inner, threads);
-        add(normed, at, count * width, threads);
-    }
+static void finish(const Layer<T>& l, const Pass& p, const T* mixed, T* x, long count) {
+    T* normed = (T*)between.of(count * (p.width + 2 * p.inner) * sizeof(T));
+    T *gates = normed + count * p.width, *ups = gates + count * p.inner;
+    linear(mixed, l.out, (const T*)nullptr, normed, count, p.width, p.width, p.threads);
+    add(normed, x, count * p.width, p.threads);
+    norm(x, l.feed_forward_norm, normed, count, p.width, p.eps, p.threads);
+    linear(normed, l.gate, (const T*)nullptr, gates, count, p.inner, p.width, p.threads);
+    linear(normed, l.up, (const T*)nullptr, ups, count, p.inner, p.width, p.threads);
+    gated(gates, ups, gates, count * p.inner, p.threads);
+    linear(gates, l.down, (const T*)nullptr, normed, count, p.width, p.inner, p.threads);
+    add(normed, x, count * p.width, p.threads);
 }
 
-#define LAYERS(T, dtype)                                                                                              \
-    extern "C" void project_##dtype(                                                                                  \
-        const T* x, const T* norm, const T* wq, const T* wk, const T* wv, const T* bq, const T* bk, const T* bv,      \
-        const float* cos, const float* sin, T* q, T* k, T* v, long rows, long width, long kv_width, long head_dim,    \
-        long chunk, float eps, int threads) {                                                                         \
-        const T *const weights[3] = {wq, wk, wv}, *const biases[3] = {bq, bk, bv};                                    \
-        T* const out[3] = {q, k, v};                                                                                  \
-        project(x, norm, weights, biases, cos, sin, out, rows, width, kv_width, head_dim, chunk, eps, threads);       \
-    }                                                                                                                 \
-    extern "C" void merge_##dtype(                                                                                    \
-        const T* x, const T* mixed, const T* w, T* y, long rows, long width, long inner, long chunk, int threads) {   \
-        merge(x, mixed, w, y, rows, width, inner, chunk, threads);                                                    \
-    }                                                                                                                 \
-    extern "C" void feed_forward_##dtype(T* x, const T* norm, const T* gate, const T* up, const T* down, long rows,   \
-                                         long width, long inner, long chunk, float eps, int threads) {                \
-        feed_forward(x, norm, gate, up, down, rows, width, inner, chunk, eps, threads);                               \
+// The states x (rows, width) after the layer; q is as large.
+template <class T>
+static void layer(T* x, T* q, T* keys, T* values, const Layer<T>& l, const Pass& p) {
+    long all = p.batch * p.rows;
+    for (long from = 0; from < all; from += p.chunk) project(l, p, x, q, keys, values, from, std::min(p.chunk, all - from));
+    Shape s = {p.batch, p.heads, p.groups, p.rows, p.reach, p.head_dim};
+    long queries[3] = {p.rows * p.width, p.head_dim, p.width};
+    for (long i = 0; i < 3; i++) s.q[i] = s.out[i] = queries[i], s.k[i] = s.v[i] = p.steps[i];
+    for (long i = 0; i < 2; i++) s.mask[i] = p.mask_steps[i];
+    s.places = p.places;
+    attend(q, keys, values, p.mask, q, s, 1 / std::sqrt((float)p.head_dim), p.threads);
+    for (long from = 0; from < all; from += p.chunk)
+        finish(l, p, q + from * p.width, x + from * p.width, std::min(p.chunk, all - from));
+}
+
+#define LAYER(T, dtype)                                                                                              \
+    extern "C" void layer_##dtype(T* x, T* q, T* keys, T* values, const Layer<T>* l, const Pass* p) {                \
+        layer(x, q, keys, values, *l, *p);                                                                           \
     }
-LAYERS(float, f32)
+LAYER(float, f32)
 #ifdef __AMX_BF16__
-LAYERS(bf16, bf16)
+LAYER(bf16, bf16)
 #endif

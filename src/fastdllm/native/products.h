@@ -21,21 +21,25 @@ static void finish(const float* c, const T* bias, T* y, long rows, long n) {
 
 constexpr long ROWS = 8, DEEP = 128;  // rows and depth of a step: so much of a panel stays in the L1 cache
 
-// Adds `deep` inputs of ROWS rows, a (deep, ROWS), times b (deep, 32), to the sums c (ROWS, 32); asks for `next`.
-static inline void multiply(const float* a, const float* b, long deep, float* c, bool first, const char* next, long lines) {
+// Adds `deep` inputs of ROWS rows, number (k, r) of them at a[k * along + r * across], times b (deep, 32), whose inputs
+// lie `step` apart, to the sums c (ROWS, 32), `wide` apart; asks for `lines` lines of `next` at each input.
+static inline __attribute__((always_inline)) void multiply(
+    const float* a, long along, long across, const float* b, long step, long deep, float* c, long wide, bool first,
+    const char* next, long lines) {
     vec sums[ROWS][2];
     for (long r = 0; r < ROWS; r++)
-        for (long h = 0; h < 2; h++) sums[r][h] = first ? vec{} : load(c + r * PANEL + h * LANES);
+        for (long h = 0; h < 2; h++) sums[r][h] = first ? vec{} : load(c + r * wide + h * LANES);
     for (long k = 0; k < deep; k++) {
         for (long i = 0; i < lines; i++) _mm_prefetch(next + (k * lines + i) * 64, _MM_HINT_T0);
-        vec b0 = load(b + k * PANEL), b1 = load(b + k * PANEL + LANES);
+        vec b0 = load(b + k * step), b1 = load(b + k * step + LANES);
         for (long r = 0; r < ROWS; r++) {
-            sums[r][0] += a[k * ROWS + r] * b0;
-            sums[r][1] += a[k * ROWS + r] * b1;
+            float x = a[k * along + r * across];
+            sums[r][0] += x * b0;
+            sums[r][1] += x * b1;
         }
     }
     for (long r = 0; r < ROWS; r++)
-        for (long h = 0; h < 2; h++) store(c + r * PANEL + h * LANES, sums[r][h]);
+        for (long h = 0; h < 2; h++) store(c + r * wide + h * LANES, sums[r][h]);
 }
 
 extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
@@ -61,7 +65,8 @@ extern "C" void linear_f32(const float* x, const float* w, const float* bias, fl
                 for (long b = 0; b < blocks; b++) {  // two lines of the part that comes next for each input
                     const char* next = (const char*)(part + deep * PANEL) + b * deep * lines * 64;
                     const float* rows = a + (b * k + from) * ROWS;
-                    multiply(rows, part, deep, c + b * ROWS * PANEL, from == 0, next, b < 2 ? lines : 0);
+                    float* sums = c + b * ROWS * PANEL;
+                    multiply(rows, ROWS, 1, part, PANEL, deep, sums, PANEL, from == 0, next, b < 2 ? lines : 0);
                 }
             }
             finish(c, bias ? bias + p * PANEL : nullptr, y + p * PANEL, m, n);

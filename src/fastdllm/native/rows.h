@@ -14,18 +14,23 @@ static void norm(const T* x, const T* weight, T* y, long rows, long width, float
     }
 }
 
-// Cosines and sines of a row (width), the first half of the sines negative.
+// A head of a row, with the row's cosines and sines (width), the first half of the sines negative.
+template <class T>
+static inline void turn(const T* head, const float* cos, const float* sin, T* y, long width) {
+    for (long i = 0; i < width; i += LANES) {
+        vec other = load(head + (i + width / 2) % width);
+        store(y + i, load(head + i) * load(cos + i) + other * load(sin + i));
+    }
+}
+
 template <class T>
 static void rotate(const T* x, const float* cos, const float* sin, T* y, long rows, long heads, long width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long r = 0; r < rows; r++)
-        for (long h = 0; h < heads; h++)
-            for (long i = 0; i < width; i += LANES) {
-                const T* head = x + (r * heads + h) * width;
-                vec other = load(head + (i + width / 2) % width);
-                vec turned = load(head + i) * load(cos + r * width + i) + other * load(sin + r * width + i);
-                store(y + (r * heads + h) * width + i, turned);
-            }
+        for (long h = 0; h < heads; h++) {
+            long head = (r * heads + h) * width;
+            turn(x + head, cos + r * width, sin + r * width, y + head, width);
+        }
 }
 
 // silu(gate) * up, silu rounded as the layer's dtype is.

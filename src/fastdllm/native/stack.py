@@ -1,0 +1,129 @@
+"""Layers of a network, each in one call: what Python does for them is done once for a pass.
+
+Shapes: B batch, R rows of this pass, E model width, G key/value heads, T slots of a store, D head width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdllm.native.kernels import LONG, POINTER, Kernels, address, angles, seen
+
+
+class _Layer(ctypes.Structure):
+    """``Layer`` of layers.h."""
+
+    _fields_ = [
+        ("attention_norm", POINTER), ("projections", POINTER * 3), ("biases", POINTER * 3), ("out", POINTER),
+        ("feed_forward_norm", POINTER), ("gate", POINTER), ("up", POINTER), ("down", POINTER),
+    ]  # fmt: skip
+
+
+class _Pass(ctypes.Structure):
+    """``Pass`` of layers.h."""
+
+    _fields_ = [
+        *((n, LONG) for n in ("batch", "rows", "width", "heads", "groups", "head_dim", "inner", "reach", "chunk")),
+        ("steps", LONG * 3), ("mask_steps", LONG * 2),
+        *((name, POINTER) for name in ("places", "slots", "cos", "sin", "mask")),
+        ("eps", ctypes.c_float), ("threads", ctypes.c_int),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Those of a layer; of linear layers as :func:`fastdllm.native.kernels.panels`."""
+
+    attention_norm: Tensor
+    projections: Sequence[Tensor]
+    """Of queries, keys and values."""
+    biases: Sequence[Tensor | None]
+    """Theirs."""
+    out: Tensor
+    feed_forward_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+    def pointers(self) -> _Layer:
+        return _Layer(
+            address(self.attention_norm), (POINTER * 3)(*map(address, self.projections)),
+            (POINTER * 3)(*map(address, self.biases)), address(self.out), address(self.feed_forward_norm),
+            address(self.gate), address(self.up), address(self.down),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Where keys and values of a pass are, and the slots of its rows among them."""
+
+    keys: Sequence[Tensor]
+    """Of each layer, (P, G, T, D), all with the same strides."""
+    values: Sequence[Tensor]
+    places: Tensor
+    """First index of each batch row, (B,)."""
+    slots: Tensor
+    """Of each row, (B, R)."""
+    reach: int
+    """Slots from here on are not read."""
+
+
+class Stack:
+    """Layers one after another.
+
+    Args:
+        layers: their weights, which stay where they are.
+        eps: of their norms.
+        chunk: rows that go through a layer at a time, but for attention.
+    """
+
+    def __init__(self, kernels: Kernels, layers: Sequence[Weights], eps: float, chunk: int) -> None:
+        self._kernels, self._layers, self._eps, self._chunk = kernels, list(layers), eps, chunk
+        self._pointers = [layer.pointers() for layer in layers]
+
+    def __call__(self, x: Tensor, held: Slots, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        """States (B, R, E) after the layers, from those before them; keys and values of the rows go to their slots.
+
+        Args:
+            cos: of the rows, (B, R, 1, D); ``sin`` likewise.
+            visible: what a row may attend to of the slots in reach, (B, 1, 1 or R, reach); None when it may to all.
+        """
+        self._check(x, held, cos.shape[-1])
+        batch, rows, width = x.shape
+        _, groups, _, head_dim = held.keys[0].shape
+        cos, sin = angles(cos, batch, rows, head_dim), angles(sin, batch, rows, head_dim)
+        places, slots = held.places.contiguous(), held.slots.contiguous()
+        x = x.clone(memory_format=torch.contiguous_format)
+        q = torch.empty_like(x)
+        mask, steps = seen(visible, batch, rows, held.reach)
+        given = _Pass(
+            batch, rows, width, width // head_dim, groups, head_dim, self._layers[0].gate.numel() // width, held.reach,
+            self._chunk, (LONG * 3)(*held.keys[0].stride()[:3]), (LONG * 2)(*steps), address(places), address(slots),
+            address(cos), address(sin), address(mask), self._eps, torch.get_num_threads(),
+        )  # fmt: skip
+        run, shared = self._kernels.call["layer"], (address(x), address(q))
+        for layer, keys, values in zip(self._pointers, held.keys, held.values, strict=True):
+            run(*shared, keys.data_ptr(), values.data_ptr(), ctypes.byref(layer), ctypes.byref(given))
+        return x
+
+    def _check(self, x: Tensor, held: Slots, head_dim: int) -> None:
+        """The kernel is told addresses alone: what does not fit would be memory of somebody else's."""
+        first, layer = held.keys[0], self._layers[0]
+        self._kernels.check(x, layer.attention_norm, first, held.values[0])
+        batch, rows, width = x.shape
+        _, groups, length, _ = first.shape
+        assert first.shape[-1] == head_dim, (first.shape, head_dim)
+        assert all(t.shape == first.shape and t.stride() == first.stride() for t in (*held.keys, *held.values))
+        assert first.stride(-1) == 1, first.stride()
+        assert (held.places.shape, held.slots.shape) == ((batch,), (batch, rows)), (held.places.shape, held.slots.shape)
+        for index, size in ((held.places, first.shape[0]), (held.slots, length)):
+            least, most = torch.aminmax(index)
+            assert 0 <= int(least) <= int(most) < size, (index, size)
+        assert 0 < held.reach <= length, (held.reach, length)
+        sizes = [part.numel() // width for part in layer.projections]
+        assert sizes == [width, groups * head_dim, groups * head_dim], (x.shape, first.shape, sizes)
