@@ -105,7 +105,7 @@ struct Attention<float> : Work<float> {
 template <>
 struct Attention<bf16> : Work<bf16> {
     const long deep;                   // width in steps of 32
-    bf16 *queries, *values, *weights;  // tiles (2, deep), tiles (keys / 32, 2 deep), (32, keys)
+    bf16 *queries, *values, *weights;  // tiles (2, deep), (keys / 32, 2 deep), (keys / 32, 2)
 
     explicit Attention(const Shape& shape)
         : Work(shape, 64 * shape.width + (shape.length + 31) / 32 * 32 * (2 * shape.width + 64)), deep(shape.width / 32),
@@ -138,33 +138,45 @@ struct Attention<bf16> : Work<bf16> {
         written();
     }
 
-    // Values by pairs of slots, as the right side of a product.
+    // Values by pairs of slots, as the right side of a product. Of every 32 columns the first tile has those that
+    // unpacking puts first, four of every eight.
     void hold_values(const bf16* v) {
-        const __m512i pairs = _mm512_set_epi16(
-            47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
         for (long t = 0; t < keys; t += 2)
-            for (long i = 0; i < s.width; i += 16) {
-                __m256i x[2];
-                for (long j = 0; j < 2; j++) {
-                    const bf16* slot = v + (t + j) * s.v[2] + i;
-                    x[j] = t + j < s.length ? _mm256_loadu_si256((const __m256i*)slot) : _mm256_setzero_si256();
-                }
-                __m512i both = _mm512_permutex2var_epi16(_mm512_castsi256_si512(x[0]), pairs, _mm512_castsi256_si512(x[1]));
-                _mm512_storeu_si512(values + (t / 32 * 2 * deep + i / 16) * TILE + t % 32 / 2 * 32, both);
+            for (long i = 0; i < s.width; i += 32) {
+                __m512i x[2] = {};
+                for (long j = 0; j < std::min(2L, s.length - t); j++) x[j] = _mm512_loadu_si512(v + (t + j) * s.v[2] + i);
+                bf16* to = values + (t / 32 * 2 * deep + i / 16) * TILE + t % 32 / 2 * 32;
+                _mm512_storeu_si512(to, _mm512_unpacklo_epi16(x[0], x[1]));
+                _mm512_storeu_si512(to + TILE, _mm512_unpackhi_epi16(x[0], x[1]));
             }
     }
 
-    // Weights with rows first, as the left side of a product.
+    // Weights as the left side of a product.
     void hold_weights() {
         memset(scores + s.length * 32, 0, (keys - s.length) * 128);
-        for (long t = 0; t < keys; t += 16)
+        const bits half_up = bits{} + 0x8000;
+        for (long t = 0; t < keys; t += 32)
             for (long half = 0; half < 2; half++) {
-                alignas(64) float turned[256];
+                bits pairs[16];
                 const void* from[16];
-                for (long j = 0; j < 16; j++) from[j] = scores + (t + j) * 32 + half * 16;
-                transpose(from, turned, 64);
-                for (long r = 0; r < 16; r++) store(weights + (half * 16 + r) * keys + t, load(turned + r * 16));
+                for (long j = 0; j < 16; j++) {
+                    const float* at = scores + (t + 2 * j) * 32 + half * 16;
+                    pairs[j] = ((bits)load(at) + half_up) >> 16 | (((bits)load(at + 32) + half_up) & 0xffff0000);
+                    from[j] = &pairs[j];
+                }
+                transpose(from, weights + (t / 16 + half) * TILE, 64);
             }
+    }
+
+    // Back from the order of hold_values.
+    void unpack() {
+        const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        for (float* at = out; at < out + AT_ONCE * s.width; at += 32) {
+            __m512 first = (__m512)load(at), second = (__m512)load(at + 16);
+            store(at, (vec)_mm512_permutex2var_ps(first, low, second));
+            store(at + 16, (vec)_mm512_permutex2var_ps(first, high, second));
+        }
     }
 
     void mix(const bf16* v, bool held) {
@@ -175,7 +187,7 @@ struct Attention<bf16> : Work<bf16> {
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (long t = 0; t < keys; t += 32) {
                 const bf16* at = values + (t / 32 * 2 * deep + i) * TILE;
-                _tile_loadd(4, weights + t, 2 * keys); _tile_loadd(5, weights + 16 * keys + t, 2 * keys);
+                _tile_loadd(4, weights + t / 16 * TILE, 64); _tile_loadd(5, weights + (t / 16 + 1) * TILE, 64);
                 _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64);
                 _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
             }
@@ -184,6 +196,7 @@ struct Attention<bf16> : Work<bf16> {
             _tile_stored(2, c + 16 * s.width, 4 * s.width); _tile_stored(3, c + 16 * s.width + 16, 4 * s.width);
         }
         written();
+        unpack();
     }
 };
 #endif
@@ -191,13 +204,14 @@ struct Attention<bf16> : Work<bf16> {
 // `out` may be q itself: who writes a row has read it, and nobody else does.
 template <class T>
 static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape& s, float scale, int threads) {
-    long per = s.heads / s.groups * s.rows, blocks = (per + AT_ONCE - 1) / AT_ONCE;
+    long per = s.heads / s.groups * s.rows, blocks = (per + AT_ONCE - 1) / AT_ONCE, tasks = s.batch * s.groups * blocks;
+    long share = std::max(1L, std::min(blocks, tasks / (4 * threads)));  // of one group, whose values are then held once
 #pragma omp parallel num_threads(threads)
     {
         Attention<T> a(s);
         long held = -1;
-#pragma omp for schedule(static)
-        for (long task = 0; task < s.batch * s.groups * blocks; task++) {
+#pragma omp for schedule(dynamic, share)
+        for (long task = 0; task < tasks; task++) {
             long group = task / blocks, n = group / s.groups, h = group % s.groups, first = task % blocks * AT_ONCE;
             long place = s.places ? s.places[n] : n;
             const T *keys = k + place * s.k[0] + h * s.k[1], *values = v + place * s.v[0] + h * s.v[1], *rows[AT_ONCE] = {};

@@ -27,8 +27,12 @@ static inline vec load(const bf16* p) {
 }
 static inline void store(float* p, vec v) { memcpy(p, &v, 64); }
 static inline void store(bf16* p, vec v) {  // to nearest, ties to even
+#ifdef __AVX512BF16__
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
     bits u = (bits)v;
     halves h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
+#endif
     memcpy(p, &h, 32);
 }
 static inline vec all(float x) { return vec{} + x; }

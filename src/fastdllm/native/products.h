@@ -9,6 +9,8 @@
 // Blocks of rows, each of so many bytes, that stay in a core's own cache while panels go by.
 static inline long near(long bytes) { return std::max(1L, (768L << 10) / bytes); }
 
+constexpr long SHARE = 4;  // panels that a thread takes at a time: who is held up leaves the rest to others
+
 // Rows of a finished panel, from float32 sums (rows, 32) into the outputs.
 template <class T>
 static void finish(const float* c, const T* bias, T* y, long rows, long n) {
@@ -57,7 +59,7 @@ extern "C" void linear_f32(const float* x, const float* w, const float* bias, fl
         }
         float* c = (float*)own.of(blocks * ROWS * PANEL * 4);
         long lines = std::max(1L, 2 / blocks);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, SHARE)
         for (long p = 0; p < n / PANEL; p++) {
             for (long from = 0; from < k; from += DEEP) {
                 long deep = std::min(k - from, DEEP);
@@ -123,7 +125,8 @@ static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long 
 
 extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
     if (m == 0) return;
-    long blocks = (m + 31) / 32, steps = k / 32;
+    long blocks = (m + 31) / 32, steps = k / 32, panels = n / PANEL;
+    long share = blocks > 1 ? SHARE : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
 #pragma omp parallel num_threads(threads)
     {
@@ -138,8 +141,8 @@ extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16
         alignas(64) float c[32 * PANEL];
         long chunk = near(32 * k * 2);
         for (long at = 0; at < blocks; at += chunk)
-#pragma omp for schedule(static) nowait
-            for (long p = 0; p < n / PANEL; p++)
+#pragma omp for schedule(dynamic, share) nowait
+            for (long p = 0; p < panels; p++)
                 for (long b = at; b < std::min(at + chunk, blocks); b++) {
                     const bf16* rows = a + b * 2 * steps * TILE;
                     multiply(rows, rows + steps * TILE, w + p * k * PANEL, steps, c);
