@@ -88,16 +88,16 @@ struct Attention<float> : Work<float> {
 
     // Scores of 32 keys, `step` apart.
     void score(const float* k, long step, float* c) {
-        for (long t = 0; t < 32; t += ROWS)
-            multiply(k + t * step, 1, step, queries, 32, s.width, c + t * 32, 32, true, nullptr, 0);
+        for (long t = 0; t < 32; t += 8)
+            multiply<8>(k + t * step, 1, step, queries, 32, s.width, c + t * 32, 32, true, nullptr, 0);
     }
 
     void mix(const float* v, bool) {
         for (long t = 0; t < s.length; t += DEEP)
             for (long i = 0; i < s.width; i += 32)
-                for (long r = 0; r < AT_ONCE; r += ROWS)
-                    multiply(scores + t * 32 + r, 32, 1, v + t * s.v[2] + i, s.v[2], std::min(DEEP, s.length - t),
-                             out + r * s.width + i, s.width, t == 0, nullptr, 0);
+                for (long r = 0; r < AT_ONCE; r += 8)
+                    multiply<8>(scores + t * 32 + r, 32, 1, v + t * s.v[2] + i, s.v[2], std::min(DEEP, s.length - t),
+                                out + r * s.width + i, s.width, t == 0, nullptr, 0);
     }
 };
 

@@ -21,10 +21,11 @@ static void finish(const float* c, const T* bias, T* y, long rows, long n) {
         }
 }
 
-constexpr long ROWS = 8, DEEP = 128;  // rows and depth of a step: so much of a panel stays in the L1 cache
+constexpr long DEEP = 64;  // inputs of a step: so much of a panel, and of the rows, stays in the L1 cache
 
 // Adds `deep` inputs of ROWS rows, number (k, r) of them at a[k * along + r * across], times b (deep, 32), whose inputs
 // lie `step` apart, to the sums c (ROWS, 32), `wide` apart; asks for `lines` lines of `next` at each input.
+template <long ROWS>
 static inline __attribute__((always_inline)) void multiply(
     const float* a, long along, long across, const float* b, long step, long deep, float* c, long wide, bool first,
     const char* next, long lines) {
@@ -44,8 +45,9 @@ static inline __attribute__((always_inline)) void multiply(
         for (long h = 0; h < 2; h++) store(c + r * wide + h * LANES, sums[r][h]);
 }
 
-extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
-    if (m == 0) return;
+// ROWS rows at a time.
+template <long ROWS>
+static void linear_by(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
     long blocks = (m + ROWS - 1) / ROWS;
     float* a = (float*)rows_of_all.of(blocks * ROWS * k * 4);  // (blocks, K, ROWS)
 #pragma omp parallel num_threads(threads)
@@ -68,12 +70,19 @@ extern "C" void linear_f32(const float* x, const float* w, const float* bias, fl
                     const char* next = (const char*)(part + deep * PANEL) + b * deep * lines * 64;
                     const float* rows = a + (b * k + from) * ROWS;
                     float* sums = c + b * ROWS * PANEL;
-                    multiply(rows, ROWS, 1, part, PANEL, deep, sums, PANEL, from == 0, next, b < 2 ? lines : 0);
+                    multiply<ROWS>(rows, ROWS, 1, part, PANEL, deep, sums, PANEL, from == 0, next, b < 2 ? lines : 0);
                 }
             }
             finish(c, bias ? bias + p * PANEL : nullptr, y + p * PANEL, m, n);
         }
     }
+}
+
+extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
+    if (m == 0) return;
+    long blocks = (m + 11) / 12, each = (m + blocks - 1) / blocks;  // at most 12: so many sums are held in registers
+    auto by = each <= 4 ? linear_by<4> : each <= 8 ? linear_by<8> : each <= 11 ? linear_by<11> : linear_by<12>;
+    by(x, w, bias, y, m, n, k, threads);
 }
 
 #ifdef __AMX_BF16__
