@@ -76,7 +76,7 @@ struct Attention<float> : Work<float> {
 
     explicit Attention(const Shape& shape) : Work(shape, 128 * shape.width), queries((float*)more) {}
 
-    void ask(const float* const rows[32]) {
+    void hold_queries(const float* const rows[32]) {
         static const float nothing[16] = {};
         for (long half = 0; half < 2; half++)
             for (long i = 0; i < s.width; i += 16) {
@@ -115,7 +115,7 @@ struct Attention<bf16> : Work<bf16> {
     ~Attention() { _tile_release(); }
 
     // Query rows as the right side of a product; null ones are zeros.
-    void ask(const bf16* const rows[32]) {
+    void hold_queries(const bf16* const rows[32]) {
         static const bf16 nothing[32] = {};
         for (long half = 0; half < 2; half++)
             for (long i = 0; i < deep; i++) {
@@ -187,9 +187,16 @@ struct Attention<bf16> : Work<bf16> {
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (long t = 0; t < keys; t += 32) {
                 const bf16* at = values + (t / 32 * 2 * deep + i) * TILE;
-                _tile_loadd(4, weights + t / 16 * TILE, 64); _tile_loadd(5, weights + (t / 16 + 1) * TILE, 64);
-                _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64);
-                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                const bf16* w = weights + t / 16 * TILE;
+                const char *after = (const char*)(at + 2 * deep * TILE), *next = (const char*)(w + 2 * TILE);
+                _tile_loadd(4, w, 64); ask<0, 8>(after);
+                _tile_loadd(5, w + TILE, 64); ask<8, 16>(after);
+                _tile_loadd(6, at, 64); ask<16, 24>(after); ask<0, 8>(next);
+                _tile_dpbf16ps(0, 4, 6); ask<24, 32>(after); ask<8, 16>(next);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_loadd(7, at + TILE, 64); ask<16, 24>(next);
+                _tile_dpbf16ps(1, 4, 7); ask<24, 32>(next);
+                _tile_dpbf16ps(3, 5, 7);
             }
             float* c = out + i * 16;
             _tile_stored(0, c, 4 * s.width); _tile_stored(1, c + 16, 4 * s.width);
@@ -224,7 +231,7 @@ static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* o
                 to[r] = out + n * s.out[0] + head * s.out[1] + row * s.out[2];
             }
             vec top[2] = {all(-INFINITY), all(-INFINITY)}, total[2];
-            a.ask(rows);
+            a.hold_queries(rows);
             if (held != group) a.hold_keys(keys);
             for (long t = 0; t < a.keys; t += 32) {
                 bool last = t + 32 > s.length;
