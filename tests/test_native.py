@@ -123,7 +123,8 @@ def test_attention_to_far_and_large_scores(dtype):
     q, v = drawn(1, 1, 2, 32, dtype=dtype), drawn(1, 1, 50, 32, dtype=dtype)
     k = drawn(1, 1, 50, 32, dtype=dtype, seed=1) * 300
     found, exact = kernels_for(dtype).attend(q, k, v, None), sdpa(q.double(), k.double(), v.double(), None)
-    torch.testing.assert_close(found.double(), exact, atol=2**-6, rtol=2**-6)
+    close = {torch.float32: 2**-10, torch.bfloat16: 2**-6}[dtype]  # a score of 2000 has few digits left
+    torch.testing.assert_close(found.double(), exact, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize("dtype", SERVED)
@@ -188,7 +189,6 @@ def test_what_kernels_cannot_read_is_refused(dtype):
 def test_autocast_is_refused():
     if torch.float32 in SERVED:
         model = native_toy()
-        model.mixing = "sdpa"
         with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(OptionError, match="leave autocast out"):
             Engine(model).generate(prompts_of([9]), gen_length=8, block_length=8)
 
@@ -196,8 +196,32 @@ def test_autocast_is_refused():
 def test_a_network_with_kernels_can_be_copied():
     model = native_toy()
     options = {"gen_length": 8, "block_length": 8}
-    found = Engine(copy.deepcopy(model)).generate(prompts_of([9]), **options)
-    assert found[0].canvas == Engine(model).generate(prompts_of([9]), **options)[0].canvas
+    expected = Engine(model).generate(prompts_of([9]), **options)[0].canvas
+    other = copy.deepcopy(model)
+    assert Engine(other).generate(prompts_of([9]), **options)[0].canvas == expected
+    other.blocks[0].attention_norm.weight.data.zero_()
+    assert Engine(model).generate(prompts_of([9]), **options)[0].canvas == expected
+
+
+def test_a_weight_that_moves_is_found():
+    """Else its old memory would be read, whoever has it by then."""
+    model, tokens = native_toy(), torch.arange(12).view(1, 12)
+    with torch.inference_mode():
+        before = model(tokens, tokens)
+        for norm in (model.blocks[0].attention_norm, model.blocks[1].feed_forward_norm):
+            norm.weight.data = norm.weight.data * 2
+        after = model(tokens, tokens)
+        model.stack = None
+        assert torch.equal(after, model(tokens, tokens))
+        assert not torch.equal(before, after)
+
+
+def test_hooks_on_parts_are_called():
+    model, seen = native_toy(), []
+    model.blocks[1].feed_forward.register_forward_hook(lambda part, given, out: seen.append(out.shape))
+    with torch.inference_mode():
+        model(torch.arange(12).view(1, 12), torch.arange(12).view(1, 12))
+    assert seen == [(1, 12, 128)]
 
 
 # In a network
@@ -227,24 +251,33 @@ def test_tokens_are_those_of_the_plain_network(family, cache):
 
 @pytest.mark.parametrize("dtype", SERVED)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head_dim", [32, 96])
 @torch.inference_mode()
-def test_layers_in_one_call_have_the_bits_of_their_parts(family, dtype):
+def test_layers_in_one_call_have_the_bits_of_their_parts(family, dtype, head_dim):
     """Of whole canvases, and of rows in any order over those of a store, whose batch rows are not all at work."""
-    model = native_toy(family, dtype)
+    model = native_toy(family, dtype, hidden_size=4 * head_dim)
     assert isinstance(model.stack, NativeStack)
     tokens, whole = torch.arange(2 * 300).view(2, 300) % 50, torch.arange(300).expand(2, 300)
     visible = torch.arange(300) < torch.tensor([[300], [211]])
     rows, places = torch.tensor([[4, 290, 17, 300], [200, 0, 1, 2]]), torch.tensor([2, 0])
+    apart = torch.arange(4 * 300 * 2).view(2, 4, 300) % 3 > 0
+
+    def leased(store):
+        return store.lease([1, 0, 2]).bind(torch.tensor([0, 2]), rows[:, :3], 300)
+
     passes = {
         "whole": lambda own, store: own(tokens, whole, visible, None),
         "first": lambda own, store: own(tokens, whole, visible, store.bind(places, whole, 300, slice(0, 300))),
         "again": lambda own, store: own(tokens[:, :4], rows, visible, store.bind(places, rows, 300)),
+        "short": lambda own, store: own(tokens[:, :4], rows, visible[:, :100], store.bind(places, rows, 100)),
+        "apart": lambda own, store: own(tokens[:, :4], rows, apart, store.bind(places, rows, 300)),
+        "leased": lambda own, store: own(tokens[:, :3], rows[:, :3], visible, leased(store)),
     }
     parts, stores = copy.deepcopy(model), [model.allocate(3, 300) for _ in range(2)]
     parts.stack = None
     for name, run in passes.items():
         found, expected = run(model, stores[0]), run(parts, stores[1])
-        if name == "again":  # one row is padding
+        if name in ("again", "short", "apart"):  # one row is padding
             found, expected = found[:, :3], expected[:, :3]
         assert torch.equal(found, expected), name
         for held in ("keys", "values"):
@@ -268,8 +301,7 @@ def test_their_attention_is_not_raced(dtype, monkeypatch):
     monkeypatch.setattr(attention, "race", lambda *ways: pytest.fail("raced"))
     options = {"gen_length": 8, "block_length": 8, "cache": "dual", "decoder": "topk:k=2"}
     model = native_toy(dtype=dtype)
-    Engine(model).generate(prompts_of([30]), **options)
-    model.stack = None
+    model.stack = None  # which asks nobody
     Engine(model).generate(prompts_of([30]), **options)
 
 

@@ -61,7 +61,7 @@ def load(
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product. By default
             large models (:data:`LARGE`) are laid out for the kernels of ``compile``, where there are such, and others
             for oneDNN where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`); True is for oneDNN.
-        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``, in bfloat16), or ``"auto"``: the
+        attention: ``"sdpa"``, ``"matmul"``, ``"kernels"`` (those of ``compile``), or ``"auto"``: the
             kernels' where there are such, else on CPUs the one that is faster for the shape of a pass, timed once.
             These two round differently; name one where every run must give the same bits.
 

@@ -64,6 +64,7 @@ class NativeStack:
 
     def __init__(self, blocks: Sequence[Block], kernels: Kernels) -> None:
         self._blocks, self._kernels = list(blocks), kernels
+        self._parts = [part for block in blocks for part in block.modules()]
         self._stack: Stack | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -73,11 +74,11 @@ class NativeStack:
         """As :data:`fastdllm.models.transformer.LayerStack`; None where parts are watched or chosen."""
         attention = self._blocks[0].attention
         known = store is None or isinstance(store, BoundStore)
-        if not known or attention.mixing not in ("auto", KERNELS) or is_in_torch_dispatch_mode():
+        if not known or attention.mixing not in ("auto", KERNELS) or self._watched():
             return None
         if self._stack is None:
-            eps = self._blocks[0].attention_norm.eps
-            self._stack = Stack(self._kernels, [_weights(block) for block in self._blocks], eps, CHUNK)
+            layers, eps = [_weights(block) for block in self._blocks], self._blocks[0].attention_norm.eps
+            self._stack = Stack(self._kernels, layers, eps, attention.head_dim, CHUNK)
         if isinstance(store, BoundStore):
             pool, places, rows, reach = store.store.pool, store.places, store.rows, store.reach
             held = Slots(keys=pool.keys, values=pool.values, places=places, slots=rows, reach=reach)
@@ -85,14 +86,17 @@ class NativeStack:
             held = self._nowhere(x, attention.k.out_features // attention.head_dim, attention.head_dim)
         return self._stack(x, held, *angles, visible)
 
+    def _watched(self) -> bool:
+        hooks = (part._forward_hooks or part._forward_pre_hooks for part in self._parts)
+        return is_in_torch_dispatch_mode() or any(hooks)
+
     def _nowhere(self, x: Tensor, groups: int, width: int) -> Slots:
         """Room for keys and values of the rows ``x`` (B, R, E), which every layer overwrites."""
         (batch, rows, _), layers = x.shape, len(self._blocks)
         keys, values = x.new_empty((2, batch, groups, rows, width))
-        slots = torch.arange(rows).expand(batch, rows)
-        return Slots(
-            keys=[keys] * layers, values=[values] * layers, places=torch.arange(batch), slots=slots, reach=rows
-        )
+        places, slots = (torch.arange(size, device="cpu") for size in (batch, rows))
+        slots = slots.expand(batch, rows)
+        return Slots(keys=[keys] * layers, values=[values] * layers, places=places, slots=slots, reach=rows)
 
 
 def _weights(block: Block) -> Weights:

@@ -23,7 +23,7 @@ from fastdllm.models.config import ModelConfig
 
 Angles: TypeAlias = tuple[Tensor, Tensor]
 CHUNK = 512
-"""Rows that go through a feed-forward layer together on a CPU: more are no faster, and each is wide."""
+"""Rows that go through a feed-forward layer together on a CPU, or all of a layer's products: more are no faster."""
 
 
 class KeyValues(Protocol):

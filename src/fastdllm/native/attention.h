@@ -212,7 +212,7 @@ struct Attention<bf16> : Work<bf16> {
 template <class T>
 static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape& s, float scale, int threads) {
     long per = s.heads / s.groups * s.rows, blocks = (per + AT_ONCE - 1) / AT_ONCE, tasks = s.batch * s.groups * blocks;
-    long share = std::max(1L, std::min(blocks, tasks / (4 * threads)));  // of one group, whose values are then held once
+    long share = std::max(1L, std::min(blocks, tasks / (4 * threads)));  // mostly of one group, whose values stay held
 #pragma omp parallel num_threads(threads)
     {
         Attention<T> a(s);
@@ -231,8 +231,8 @@ static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* o
                 to[r] = out + n * s.out[0] + head * s.out[1] + row * s.out[2];
             }
             vec top[2] = {all(-INFINITY), all(-INFINITY)}, total[2];
-            a.hold_queries(rows);
             if (held != group) a.hold_keys(keys);
+            a.hold_queries(rows);
             for (long t = 0; t < a.keys; t += 32) {
                 bool last = t + 32 > s.length;
                 a.score(last ? a.tail : keys + t * s.k[2], last ? s.width : s.k[2], a.scores + t * 32);

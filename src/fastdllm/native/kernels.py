@@ -96,6 +96,8 @@ class Kernels:
         for tensor in tensors:
             if tensor.dtype is not self.dtype or not tensor.is_cpu or tensor.requires_grad:
                 self._refuse(tensor)
+        if torch.is_autocast_enabled("cpu"):
+            raise OptionError("kernels compute in the model's dtype: leave autocast out, or load with packed=False.")
 
     def _refuse(self, tensor: Tensor) -> None:
         if tensor.dtype != self.dtype or not tensor.is_cpu:
@@ -114,8 +116,8 @@ class Kernels:
     def linear(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
         """Outputs (..., N) of rows (..., K), summed in float32, from the :func:`panels` of a weight."""
         if is_in_torch_dispatch_mode():
-            seen: Tensor = torch.ops.fastdllm.linear(x, held, outputs, bias)
-            return seen
+            found: Tensor = torch.ops.fastdllm.linear(x, held, outputs, bias)
+            return found
         return self._multiplied(x, held, outputs, bias)
 
     def _multiplied(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
@@ -132,8 +134,8 @@ class Kernels:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """As :func:`fastdllm.models.attention.sdpa`: weights are rounded to the dtype, sums are float32."""
         if is_in_torch_dispatch_mode():
-            seen: Tensor = torch.ops.fastdllm.attend(q, k, v, visible)
-            return seen
+            found: Tensor = torch.ops.fastdllm.attend(q, k, v, visible)
+            return found
         return self._attended(q, k, v, visible)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

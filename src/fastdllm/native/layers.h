@@ -25,7 +25,7 @@ struct Pass {
     const long *places, *slots;  // batch rows (batch) and slots (batch, rows) of the pass among keys and values
     const float *cos, *sin;      // (batch * rows, head_dim)
     const uint8_t* mask;
-    float eps;
+    float eps, scale;  // of norms; of scores
     int threads;
 };
 
@@ -83,7 +83,7 @@ static void layer(T* x, T* q, T* keys, T* values, const Layer<T>& l, const Pass&
     for (long i = 0; i < 3; i++) s.q[i] = s.out[i] = queries[i], s.k[i] = s.v[i] = p.steps[i];
     for (long i = 0; i < 2; i++) s.mask[i] = p.mask_steps[i];
     s.places = p.places;
-    attend(q, keys, values, p.mask, q, s, 1 / std::sqrt((float)p.head_dim), p.threads);
+    attend(q, keys, values, p.mask, q, s, p.scale, p.threads);
     for (long from = 0; from < all; from += p.chunk)
         finish(l, p, q + from * p.width, x + from * p.width, std::min(p.chunk, all - from));
 }

@@ -27,7 +27,7 @@ static inline vec load(const bf16* p) {
 }
 static inline void store(float* p, vec v) { memcpy(p, &v, 64); }
 static inline void store(bf16* p, vec v) {  // to nearest, ties to even
-#ifdef __AVX512BF16__
+#ifdef __AVX512BF16__  // takes numbers below the least normal one for zero
     __m256bh h = _mm512_cvtneps_pbh((__m512)v);
 #else
     bits u = (bits)v;

@@ -1,5 +1,5 @@
-// Rows times a weight that lies in panels of 32 outputs, one after another, in the order in which a product reads them:
-// each thread reads its panels front to back, and asks for what comes next while it multiplies.
+// Rows times a weight that lies in panels of 32 outputs, one after another, in the order in which a product reads them: a
+// thread reads some panels front to back, and asks for what comes next while it multiplies.
 #pragma once
 #include <sys/syscall.h>
 #include <unistd.h>
