@@ -401,13 +401,15 @@ def use_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> No
     monkeypatch.setenv("CXX", str(path))
 
 
-def test_what_was_built_is_found_again(nothing_built, monkeypatch):
+def test_what_was_built_is_found_again(nothing_built, monkeypatch, caplog):
     kernels_for(SERVED[0])
+    assert caplog.messages == ["building kernels for this processor, once: some seconds"]
     (path,) = nothing_built.rglob("*.so")
     assert [*nothing_built.rglob("*")] == [path.parent, path]  # nothing else is left
     build.library.cache_clear()
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
     build.library()
+    assert len(caplog.messages) == 1
 
 
 def test_without_a_compiler_there_is_a_sentence_before_the_weights_are_read(nothing_built, folder, monkeypatch):

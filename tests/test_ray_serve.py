@@ -182,7 +182,7 @@ def test_told_to_stop_it_finishes_what_runs_and_leaves_nothing_behind(served, ex
 
     assert asyncio.run(run()) == expected[3]
     assert served.running.wait() == 0
-    assert served.running.said.endswith("stopped\n")
+    assert "stopped" in served.running.said.splitlines()  # Ray may say something after it
     assert "Traceback" not in served.running.said
     assert KEY not in served.running.said
     assert served.running.gone()

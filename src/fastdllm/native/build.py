@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -24,6 +25,8 @@ import torch
 
 from fastdllm.errors import OptionError
 from fastdllm.machine import cpu_flags
+
+logger = logging.getLogger("fastdllm.native")
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "kernels.cpp"
@@ -126,13 +129,14 @@ def _torch() -> ctypes.CDLL:
 
 
 def build(path: Path, command: Sequence[str], threads: Path) -> ctypes.CDLL:
-    """Compile the kernels to ``path``; processes that do so at once do not meet.
+    """Compile the kernels to ``path``, and say so; processes that do so at once do not meet.
 
     Raises:
         OptionError: the compiler fails.
         OSError: what it made cannot be loaded.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        logger.warning("building kernels for this processor, once: some seconds")
         made, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
         _run([*command, *FLAGS, "-c", str(SOURCE), "-o", str(made)])
         _run([*command, "-shared", str(made), str(threads), "-o", str(whole)])
