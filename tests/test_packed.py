@@ -149,7 +149,6 @@ def status(key):
 
 layout = {"packed": pack, "int8": int8_layout()}[sys.argv[2]]
 layout(torch.nn.Linear(64, 64, device="meta", bias=False), torch.zeros(64, 64))  # libraries are no weights
-Path("/proc/self/clear_refs").write_text("5")  # the peak of what follows, not of loading libraries
 folder, before = Path(sys.argv[1]), status("VmRSS")
 model = load_weights(folder, read_config(folder), torch.bfloat16, torch.device("cpu"), layout=layout)
 linear = sum(layer.nbytes for layer in model.modules() if hasattr(layer, "packed"))
@@ -174,7 +173,7 @@ def test_loading_holds_the_weights_once(tmp_path, kind, share):
     peak, weights = map(int, run.stdout.split())
     assert float_bytes > 3e8
     assert 0.5 * share * float_bytes < weights <= 1.02 * share * float_bytes
-    assert peak <= 1.15 * weights + 200e6  # a tensor in both forms, what reading and rounding take, libraries
+    assert peak <= 1.15 * weights + 150e6  # a tensor in both forms, and what reading and rounding take
 
 
 # Which are packed

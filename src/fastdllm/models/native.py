@@ -63,12 +63,10 @@ class NativeStack:
     """
 
     def __init__(self, blocks: Sequence[Block], kernels: Kernels) -> None:
-        self._blocks, self._kernels = list(blocks), kernels
+        self._blocks = list(blocks)
         self._parts = [part for block in blocks for part in block.modules()]
-        self._stack: Stack | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_stack": None}  # its addresses are those of this process, and of no copy's weights
+        first, layers = blocks[0], [_weights(block) for block in blocks]
+        self._stack = Stack(kernels, layers, first.attention_norm.eps, first.attention.head_dim, CHUNK)
 
     def __call__(self, x: Tensor, angles: Angles, visible: Tensor | None, store: KeyValues | None) -> Tensor | None:
         """As :data:`fastdllm.models.transformer.LayerStack`; None where parts are watched or chosen."""
@@ -76,9 +74,6 @@ class NativeStack:
         known = store is None or isinstance(store, BoundStore)
         if not known or attention.mixing not in ("auto", KERNELS) or self._watched():
             return None
-        if self._stack is None:
-            layers, eps = [_weights(block) for block in self._blocks], self._blocks[0].attention_norm.eps
-            self._stack = Stack(self._kernels, layers, eps, attention.head_dim, CHUNK)
         if isinstance(store, BoundStore):
             pool, places, rows, reach = store.store.pool, store.places, store.rows, store.reach
             held = Slots(keys=pool.keys, values=pool.values, places=places, slots=rows, reach=reach)

@@ -107,6 +107,9 @@ class Stack:
         self._known: list[int] = []
         self._pointers: list[_Layer] = []
 
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_known": [], "_pointers": []}  # addresses are of no copy's weights
+
     def __call__(self, x: Tensor, held: Slots, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
         """States (B, R, E) after the layers, from those before them; keys and values of the rows go to their slots.
 
