@@ -29,13 +29,14 @@ from fastdllm.models.packed import lay_out
 from fastdllm.models.transformer import RMSNorm, Transformer, gated, rotary_angles, rotate
 from fastdllm.native import build
 from fastdllm.native.build import compiler, supports
-from fastdllm.native.kernels import dense, kernels_for, panels
+from fastdllm.native.kernels import kernels_for
 from fastdllm.record import environment
 from toys import FAMILIES, prompts_of, toy_config, toy_model
 
 SERVED = [dtype for dtype in (torch.float32, torch.bfloat16) if supports(dtype) and compiler()]
 pytestmark = pytest.mark.skipif(not SERVED, reason="no kernels for this processor, or no compiler")
-needs_tiles = pytest.mark.skipif(torch.bfloat16 not in SERVED, reason="no AMX")
+needs_pairs = pytest.mark.skipif(torch.bfloat16 not in SERVED, reason="no AVX-512 BF16")
+NO_TILES = ("-mno-amx-bf16", "-mno-amx-tile")
 WIDE = {"hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 160}
 """A toy whose heads are as wide as kernels want them; its vocabulary is not, so its head stays plain."""
 
@@ -74,8 +75,8 @@ def close(found: torch.Tensor, exact: torch.Tensor, steps: float = 4) -> None:
 @pytest.mark.parametrize("dtype", SERVED)
 @pytest.mark.parametrize("shape", [(32, 32), (96, 64), (64, 352)])
 def test_a_weight_comes_back_bit_by_bit(dtype, shape):
-    weight = drawn(*shape, dtype=dtype)
-    assert torch.equal(dense(panels(weight), shape[0]), weight)
+    kernels, weight = kernels_for(dtype), drawn(*shape, dtype=dtype)
+    assert torch.equal(kernels.dense(kernels.panels(weight), shape[0]), weight)
 
 
 @pytest.mark.parametrize("dtype", SERVED)
@@ -185,7 +186,6 @@ def test_what_kernels_cannot_read_is_refused(dtype):
         Engine(model).generate(prompts_of([9]), gen_length=8, block_length=8)
 
 
-@needs_tiles
 def test_autocast_is_refused():
     if torch.float32 in SERVED:
         model = native_toy()
@@ -490,12 +490,27 @@ def test_a_compiler_that_is_no_command(monkeypatch, wrong):
     assert compiler() == usual
 
 
-@needs_tiles
-def test_a_compiler_that_knows_no_tiles(nothing_built, monkeypatch):
-    monkeypatch.setenv("CXX", " ".join([*compiler(), "-mno-amx-bf16", "-mno-amx-tile"]))
-    with pytest.raises(OptionError, match="need a compiler that knows AMX"):
+@needs_pairs
+def test_a_compiler_that_knows_no_pairs(nothing_built, monkeypatch):
+    monkeypatch.setenv("CXX", " ".join([*compiler(), *NO_TILES, "-mno-avx512bf16"]))
+    with pytest.raises(OptionError, match="need a compiler that knows AVX-512 BF16"):
         kernels_for(torch.bfloat16)
     kernels_for(torch.float32)
+
+
+@needs_pairs
+def test_without_tiles(nothing_built, monkeypatch):
+    """As on processors that have AVX-512 BF16 alone, or with a compiler that does not know AMX."""
+    monkeypatch.setenv("CXX", " ".join([*compiler(), *NO_TILES]))
+    kernels, weight = kernels_for(torch.bfloat16), drawn(96, 352, dtype=torch.bfloat16)
+    assert not kernels.tiles
+    test_a_weight_comes_back_bit_by_bit(torch.bfloat16, (64, 352))
+    for rows in (1, 7, 33, 200):
+        x = drawn(rows, 352, dtype=torch.bfloat16, seed=1)
+        close(kernels.linear(x, kernels.panels(weight), 96, None), x.double() @ weight.double().T, 1)
+    test_attention_is_the_fused_kernels(torch.bfloat16)
+    test_attention_to_far_and_large_scores(torch.bfloat16)
+    test_what_is_no_number_is_not_hidden(torch.bfloat16)
 
 
 def test_kernels_share_the_threads_of_torch(nothing_built):

@@ -55,9 +55,9 @@ def load(
         tensor_parallel: processes that the model is split over, ``"auto"`` for all that torchrun started. Each of
             them then calls this and :meth:`Engine.generate` with the same arguments, and gets the same answers.
         compile: on a CPU, compute with kernels that are built for its processor by the C++ compiler (GCC), in
-            seconds and once: float32 needs AVX-512, bfloat16 AMX. Elsewhere, compile the layers, and on a GPU record
-            passes over a block as CUDA graphs: the first passes of each size take longer, up to a minute; what was
-            compiled is kept for later runs.
+            seconds and once: float32 needs AVX-512, bfloat16 AVX-512 BF16. Elsewhere, compile the layers, and on a
+            GPU record passes over a block as CUDA graphs: the first passes of each size take longer, up to a minute;
+            what was compiled is kept for later runs.
         packed: lay the weights of linear layers out for the CPU once, here, rather than at every product. By default
             large models (:data:`LARGE`) are laid out for the kernels of ``compile``, where there are such, and others
             for oneDNN where that pays (:func:`fastdllm.models.packed.pack_where_it_pays`); True is for oneDNN.
@@ -104,7 +104,7 @@ def made_ready(model: Transformer, dtype: str | torch.dtype, mixing: Mixing, *, 
         others = ", ".join(name for name in get_args(Mixing) if name != KERNELS)
         raise OptionError(
             f"attention={KERNELS!r} needs kernels (compile=True, or a large model) on a CPU with AVX-512, for bfloat16 "
-            f"with AMX, and heads of a multiple of 32; else it is one of {others}."
+            f"with AVX-512 BF16, and heads of a multiple of 32; else it is one of {others}."
         )
     return Compiled(model) if compile and not native else model
 

@@ -14,7 +14,7 @@ from fastdllm.models.attention import KERNELS, MIXES
 from fastdllm.models.packed import LaidOutLinear, Layout, fill
 from fastdllm.models.transformer import CHUNK, Angles, Block, KeyValues, RMSNorm, Transformer
 from fastdllm.native.build import supports
-from fastdllm.native.kernels import LANES, Kernels, dense, kernels_for, panels
+from fastdllm.native.kernels import LANES, Kernels, kernels_for
 from fastdllm.native.stack import Slots, Stack, Weights
 
 
@@ -28,12 +28,12 @@ class NativeLinear(LaidOutLinear):
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__(weight, bias)
-        self.panels = panels(weight.detach())
         self._kernels = kernels_for(weight.dtype)
+        self.panels = self._kernels.panels(weight.detach())
 
     @property
     def weight(self) -> Tensor:
-        return dense(self.panels, self.out_features)
+        return self._kernels.dense(self.panels, self.out_features)
 
     @property
     def nbytes(self) -> int:

@@ -65,110 +65,22 @@ struct Work {
                 store(at, x);
             }
     }
-};
 
-template <class T>
-struct Attention;
-
-template <>
-struct Attention<float> : Work<float> {
-    float* queries;  // (width, 32)
-
-    explicit Attention(const Shape& shape) : Work(shape, 128 * shape.width), queries((float*)more) {}
-
-    void hold_queries(const float* const rows[32]) {
-        static const float nothing[16] = {};
-        for (long half = 0; half < 2; half++)
-            for (long i = 0; i < s.width; i += 16) {
-                const void* from[16];
-                for (long r = 0; r < 16; r++) from[r] = rows[half * 16 + r] ? rows[half * 16 + r] + i : nothing;
-                transpose(from, queries + i * 32 + half * 16, 128);
-            }
-    }
-
-    // Scores of 32 keys, `step` apart.
-    void score(const float* k, long step, float* c) {
-        for (long t = 0; t < 32; t += 8)
-            multiply<8>(k + t * step, 1, step, queries, 32, s.width, c + t * 32, 32, true, nullptr, 0);
-    }
-
-    void mix(const float* v, bool) {
-        for (long t = 0; t < s.length; t += DEEP)
-            for (long i = 0; i < s.width; i += 32)
-                for (long r = 0; r < AT_ONCE; r += 8)
-                    multiply<8>(scores + t * 32 + r, 32, 1, v + t * s.v[2] + i, s.v[2], std::min(DEEP, s.length - t),
-                                out + r * s.width + i, s.width, t == 0, nullptr, 0);
-    }
-};
-
-#ifdef __AMX_BF16__
-template <>
-struct Attention<bf16> : Work<bf16> {
-    const long deep;                   // width in steps of 32
-    bf16 *queries, *values, *weights;  // tiles (2, deep), (keys / 32, 2 deep), (keys / 32, 2)
-
-    explicit Attention(const Shape& shape)
-        : Work(shape, 64 * shape.width + (shape.length + 31) / 32 * 32 * (2 * shape.width + 64)), deep(shape.width / 32),
-          queries((bf16*)more), values(queries + 32 * s.width), weights(values + keys * s.width) {
-        configure();
-    }
-    ~Attention() { _tile_release(); }
-
-    // Query rows as the right side of a product; null ones are zeros.
-    void hold_queries(const bf16* const rows[32]) {
-        static const bf16 nothing[32] = {};
-        for (long half = 0; half < 2; half++)
-            for (long i = 0; i < deep; i++) {
-                const void* from[16];
-                for (long r = 0; r < 16; r++) from[r] = rows[half * 16 + r] ? rows[half * 16 + r] + i * 32 : nothing;
-                transpose(from, queries + (half * deep + i) * TILE, 64);
-            }
-        written();
-    }
-
-    // Scores of 32 keys, `step` apart.
-    void score(const bf16* k, long step, float* c) {
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-        for (long i = 0; i < deep; i++) {
-            _tile_loadd(4, k + i * 32, 2 * step); _tile_loadd(5, k + 16 * step + i * 32, 2 * step);
-            _tile_loadd(6, queries + i * TILE, 64); _tile_loadd(7, queries + (deep + i) * TILE, 64);
-            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128); _tile_stored(2, c + 512, 128); _tile_stored(3, c + 528, 128);
-        written();
-    }
-
-    // Values by pairs of slots, as the right side of a product. Of every 32 columns the first tile has those that
-    // unpacking puts first, four of every eight.
-    void hold_values(const bf16* v) {
+    // Values by pairs of slots, each 16 words of (t, i) to where it is wanted, and 16 more `apart`. Of every 32 columns the
+    // first 16 words have those that unpacking puts first, four of every eight.
+    template <class To>
+    void pair_values(const T* v, To to, long apart) {
         for (long t = 0; t < keys; t += 2)
             for (long i = 0; i < s.width; i += 32) {
                 __m512i x[2] = {};
                 for (long j = 0; j < std::min(2L, s.length - t); j++) x[j] = _mm512_loadu_si512(v + (t + j) * s.v[2] + i);
-                bf16* to = values + (t / 32 * 2 * deep + i / 16) * TILE + t % 32 / 2 * 32;
-                _mm512_storeu_si512(to, _mm512_unpacklo_epi16(x[0], x[1]));
-                _mm512_storeu_si512(to + TILE, _mm512_unpackhi_epi16(x[0], x[1]));
+                auto at = to(t, i);
+                _mm512_storeu_si512(at, _mm512_unpacklo_epi16(x[0], x[1]));
+                _mm512_storeu_si512(at + apart, _mm512_unpackhi_epi16(x[0], x[1]));
             }
     }
 
-    // Weights as the left side of a product.
-    void hold_weights() {
-        memset(scores + s.length * 32, 0, (keys - s.length) * 128);
-        const bits half_up = bits{} + 0x8000;
-        for (long t = 0; t < keys; t += 32)
-            for (long half = 0; half < 2; half++) {
-                bits pairs[16];
-                const void* from[16];
-                for (long j = 0; j < 16; j++) {
-                    const float* at = scores + (t + 2 * j) * 32 + half * 16;
-                    pairs[j] = ((bits)load(at) + half_up) >> 16 | (((bits)load(at + 32) + half_up) & 0xffff0000);
-                    from[j] = &pairs[j];
-                }
-                transpose(from, weights + (t / 16 + half) * TILE, 64);
-            }
-    }
-
-    // Back from the order of hold_values.
+    // Back from the order of pair_values.
     void unpack() {
         const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
@@ -179,33 +91,70 @@ struct Attention<bf16> : Work<bf16> {
         }
     }
 
-    void mix(const bf16* v, bool held) {
-        if (!held) hold_values(v);
-        hold_weights();
-        written();
-        for (long i = 0; i < 2 * deep; i += 2) {
-            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            for (long t = 0; t < keys; t += 32) {
-                const bf16* at = values + (t / 32 * 2 * deep + i) * TILE;
-                const bf16* w = weights + t / 16 * TILE;
-                const char *after = (const char*)(at + 2 * deep * TILE), *next = (const char*)(w + 2 * TILE);
-                _tile_loadd(4, w, 64); ask<0, 8>(after);
-                _tile_loadd(5, w + TILE, 64); ask<8, 16>(after);
-                _tile_loadd(6, at, 64); ask<16, 24>(after); ask<0, 8>(next);
-                _tile_dpbf16ps(0, 4, 6); ask<24, 32>(after); ask<8, 16>(next);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_loadd(7, at + TILE, 64); ask<16, 24>(next);
-                _tile_dpbf16ps(1, 4, 7); ask<24, 32>(next);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            float* c = out + i * 16;
-            _tile_stored(0, c, 4 * s.width); _tile_stored(1, c + 16, 4 * s.width);
-            _tile_stored(2, c + 16 * s.width, 4 * s.width); _tile_stored(3, c + 16 * s.width + 16, 4 * s.width);
-        }
-        written();
-        unpack();
+    // Weights of two slots of 16 rows, as pairs of bfloat16.
+    bits pair(long t, long half) const {
+        const bits half_up = bits{} + 0x8000;
+        const float* at = scores + t * 32 + half * 16;
+        return ((bits)load(at) + half_up) >> 16 | (((bits)load(at + 32) + half_up) & 0xffff0000);
     }
 };
+
+// By words, as products are.
+template <class T>
+struct Attention : Work<T> {
+    using Work<T>::s, Work<T>::keys, Work<T>::scores, Work<T>::out;
+    const long words;         // of a query or a key
+    float *queries, *values;  // (words, 32); in bfloat16 (keys / 2, width): pairs of slots
+
+    explicit Attention(const Shape& shape)
+        : Work<T>(shape, 128 * shape.width / EACH<T> + (EACH<T> == 2 ? (shape.length + 31) / 32 * 64 * shape.width : 0)),
+          words(shape.width / EACH<T>), queries((float*)this->more), values(queries + 32 * words) {}
+
+    // Null ones are zeros.
+    void hold_queries(const T* const rows[32]) {
+        static const float nothing[16] = {};
+        for (long half = 0; half < 2; half++)
+            for (long i = 0; i < words; i += 16) {
+                const void* from[16];
+                for (long r = 0; r < 16; r++) {
+                    const float* row = (const float*)rows[half * 16 + r];
+                    from[r] = row ? row + i : nothing;
+                }
+                transpose(from, queries + i * 32 + half * 16, 128);
+            }
+    }
+
+    // Scores of 32 keys, `step` apart.
+    void score(const T* k, long step, float* c) {
+        for (long t = 0; t < 32; t += 8)
+            multiply<T, 8>((const float*)(k + t * step), 1, step / EACH<T>, queries, 32, words, c + t * 32, 32, true, nullptr, 0);
+    }
+
+    void mix(const T* v, bool held) {
+        if constexpr (EACH<T> == 1) {
+            mix_words(scores, v, s.v[2], s.length);
+        } else {
+            if (!held) this->pair_values(v, [&](long t, long i) { return values + t / 2 * s.width + i; }, LANES);
+            memset(scores + s.length * 32, 0, (keys - s.length) * 128);
+            for (long t = 0; t < s.length; t += 2)  // in place of the first of them
+                for (long half = 0; half < 2; half++) store(scores + (t + half) * 16, (vec)this->pair(t, half));
+            mix_words(scores, values, s.width, (s.length + 1) / 2);
+            this->unpack();
+        }
+    }
+
+    // Of `count` words: weights (count, 32) times values (count, width), whose words lie `step` apart.
+    void mix_words(const float* weights, const float* v, long step, long count) {
+        for (long t = 0; t < count; t += DEEP)
+            for (long i = 0; i < s.width; i += 32)
+                for (long r = 0; r < AT_ONCE; r += 8)
+                    multiply<T, 8>(weights + t * 32 + r, 32, 1, v + t * step + i, step, std::min(DEEP, count - t),
+                                   out + r * s.width + i, s.width, t == 0, nullptr, 0);
+    }
+};
+
+#ifdef __AMX_BF16__
+#include "tiles.h"
 #endif
 
 // `out` may be q itself: who writes a row has read it, and nobody else does.
@@ -254,6 +203,6 @@ static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* o
         attend(q, k, v, mask, out, *s, scale, threads);                                                                \
     }
 ATTEND(float, f32)
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 ATTEND(bf16, bf16)
 #endif

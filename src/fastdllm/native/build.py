@@ -36,10 +36,11 @@ PATIENCE = 120.0
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether this processor has what the kernels for ``dtype`` need: AVX-512, for bfloat16 AMX too."""
+    """Whether this processor has what the kernels for ``dtype`` need: AVX-512, for bfloat16 its products of pairs."""
     if sys.platform != "linux" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    needs = {torch.float32: {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, torch.bfloat16: {"avx512f", "amx_bf16"}}
+    every = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    needs = {torch.float32: every, torch.bfloat16: every | {"avx512_bf16"}}
     return dtype in needs and needs[dtype] <= cpu_flags()
 
 

@@ -48,26 +48,6 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def panels(weight: Tensor) -> Tensor:
-    """A weight (N, K) in the order in which a product reads it: a vector of N * K numbers."""
-    outputs, inputs = weight.shape
-    if weight.dtype == torch.bfloat16:  # (panel, 32 inputs, half a panel, pair of inputs, output, one of the pair)
-        parts = weight.view(outputs // 32, 2, 16, inputs // 32, 16, 2).permute(0, 3, 1, 4, 2, 5)
-    else:
-        parts = weight.view(outputs // 32, 32, inputs).transpose(1, 2)
-    return parts.flatten()
-
-
-def dense(held: Tensor, outputs: int) -> Tensor:
-    """The weight (N, K) of its panels."""
-    inputs = held.numel() // outputs
-    if held.dtype == torch.bfloat16:
-        parts = held.view(outputs // 32, inputs // 32, 2, 16, 16, 2).permute(0, 2, 4, 1, 3, 5)
-    else:
-        parts = held.view(outputs // 32, inputs, 32).transpose(1, 2)
-    return parts.reshape(outputs, inputs)
-
-
 class Kernels:
     """The kernels of one dtype.
 
@@ -79,11 +59,11 @@ class Kernels:
         if not supports(dtype):
             raise OptionError(f"there are no kernels for {str(dtype).removeprefix('torch.')} on this processor.")
         kernels = library()
-        if dtype == torch.bfloat16 and not hasattr(kernels, "allow_tiles"):
-            raise OptionError("the kernels of compile=True need a compiler that knows AMX, such as g++ 11.")
-        if dtype == torch.bfloat16 and not kernels.allow_tiles():
+        self.dtype, self.tiles = dtype, dtype == torch.bfloat16 and hasattr(kernels, "allow_tiles")
+        if not hasattr(kernels, f"linear_{SUFFIX[dtype]}"):
+            raise OptionError("the kernels of compile=True need a compiler that knows AVX-512 BF16, such as g++ 11.")
+        if self.tiles and not kernels.allow_tiles():
             raise OptionError("the kernels of compile=True need AMX, which this system does not let a process use.")
-        self.dtype = dtype
         self.call = {
             name: _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()
         }
@@ -113,8 +93,25 @@ class Kernels:
         """Whether :meth:`linear` can multiply with a weight (N, K)."""
         return weight.dtype == self.dtype and all(size % PANEL == 0 for size in weight.shape)
 
+    def panels(self, weight: Tensor) -> Tensor:
+        """A weight (N, K) in the order in which a product reads it: a vector of N * K numbers."""
+        outputs, inputs = weight.shape
+        if self.tiles:  # (panel, 32 inputs, half a panel, pair of inputs, output, one of the pair)
+            return weight.view(outputs // 32, 2, 16, inputs // 32, 16, 2).permute(0, 3, 1, 4, 2, 5).flatten()
+        each = _each(self.dtype)  # (panel, word of inputs, output, one of the word)
+        return weight.view(outputs // 32, 32, inputs // each, each).transpose(1, 2).flatten()
+
+    def dense(self, held: Tensor, outputs: int) -> Tensor:
+        """The weight (N, K) of its :meth:`panels`."""
+        inputs, each = held.numel() // outputs, _each(self.dtype)
+        if self.tiles:
+            parts = held.view(outputs // 32, inputs // 32, 2, 16, 16, 2).permute(0, 2, 4, 1, 3, 5)
+        else:
+            parts = held.view(outputs // 32, inputs // each, 32, each).transpose(1, 2)
+        return parts.reshape(outputs, inputs)
+
     def linear(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
-        """Outputs (..., N) of rows (..., K), summed in float32, from the :func:`panels` of a weight."""
+        """Outputs (..., N) of rows (..., K), summed in float32, from the :meth:`panels` of a weight."""
         if is_in_torch_dispatch_mode():
             found: Tensor = torch.ops.fastdllm.linear(x, held, outputs, bias)
             return found
@@ -196,6 +193,11 @@ def kernels_for(dtype: torch.dtype) -> Kernels:
         OptionError: as of :class:`Kernels`.
     """
     return Kernels(dtype)
+
+
+def _each(dtype: torch.dtype) -> int:
+    """Numbers that are multiplied at once: those of a word of 32 bits."""
+    return 4 // dtype.itemsize
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -6,7 +6,7 @@
 static inline void linear(const float* x, const float* w, const float* b, float* y, long m, long n, long k, int threads) {
     linear_f32(x, w, b, y, m, n, k, threads);
 }
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 static inline void linear(const bf16* x, const bf16* w, const bf16* b, bf16* y, long m, long n, long k, int threads) {
     linear_bf16(x, w, b, y, m, n, k, threads);
 }
@@ -93,6 +93,6 @@ static void layer(T* x, T* q, T* keys, T* values, const Layer<T>& l, const Pass&
         layer(x, q, keys, values, *l, *p);                                                                           \
     }
 LAYER(float, f32)
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 LAYER(bf16, bf16)
 #endif

@@ -37,7 +37,7 @@ class _Pass(ctypes.Structure):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Those of a layer; of linear layers as :func:`fastdllm.native.kernels.panels`."""
+    """Those of a layer; of linear layers as :meth:`fastdllm.native.kernels.Kernels.panels`."""
 
     attention_norm: Tensor
     projections: Sequence[Tensor]
