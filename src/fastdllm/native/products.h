@@ -3,7 +3,8 @@
 #pragma once
 #include "numbers.h"
 
-constexpr long SHARE = 4;  // panels that a thread takes at a time: who is held up leaves the rest to others
+// Panels that a thread takes at a time: who is held up leaves the rest to others.
+static inline long share_of(long panels, int threads) { return std::max(4L, panels / (8 * threads)); }
 
 // Rows of a finished panel, from float32 sums (rows, 32) into the outputs.
 template <class T>
@@ -27,7 +28,15 @@ static inline vec plus(vec sum, vec x, vec y) {
     return sum + x * y;
 }
 
-constexpr long DEEP = 64;      // words of a step: so much of a panel, and of the rows, stays in the L1 cache
+// Words of a step, and the cache that the next step's are fetched to: Xeons with AMX gain where a step's part of a panel and
+// of the rows stay in the L1 cache, EPYCs where sums stay in registers for long.
+#ifdef __AMX_BF16__
+constexpr long DEEP = 64;
+constexpr auto FETCHED = _MM_HINT_T0;
+#else
+constexpr long DEEP = 512;
+constexpr auto FETCHED = _MM_HINT_T1;
+#endif
 constexpr long TOGETHER = 12;  // rows of a block at most: so many sums are held in registers
 
 // Adds `deep` words of ROWS rows, word (k, r) of them at a[k * along + r * across], times b (deep, 32), whose words
@@ -40,7 +49,7 @@ static inline __attribute__((always_inline)) void multiply(
     for (long r = 0; r < ROWS; r++)
         for (long h = 0; h < 2; h++) sums[r][h] = first ? vec{} : load(c + r * wide + h * LANES);
     for (long k = 0; k < deep; k++) {
-        for (long i = 0; i < lines; i++) _mm_prefetch(next + (k * lines + i) * 64, _MM_HINT_T0);
+        for (long i = 0; i < lines; i++) _mm_prefetch(next + (k * lines + i) * 64, FETCHED);
         vec b0 = load(b + k * step), b1 = load(b + k * step + LANES);
         for (long r = 0; r < ROWS; r++) {
             vec x = (vec)_mm512_set1_ps(a[k * along + r * across]);
@@ -63,42 +72,41 @@ constexpr decltype(&step<T, 1>) STEPS[TOGETHER + 1] = {
     nullptr, step<T, 1>, step<T, 2>, step<T, 3>, step<T, 4>, step<T, 5>, step<T, 6>,
     step<T, 7>, step<T, 8>, step<T, 9>, step<T, 10>, step<T, 11>, step<T, 12>};
 
-// Words of so many rows (at most 16), side by side, to (words, rows).
-static void interleave(const float* x, long words, long rows, float* to) {
+// The words of `rows` rows (at most 16) to where a product reads them: step by step, those of all `m` rows one after
+// another; of a block of rows (words, rows). The rows before these are `first`.
+static void interleave(const float* x, long words, long m, long first, long rows, float* to) {
     alignas(64) float turned[16][16];
     for (long i = 0; i < words; i += 16) {
         const void* from[16];
-        for (long r = 0; r < 16; r++) from[r] = x + std::min(r, rows - 1) * words + i;
+        for (long r = 0; r < 16; r++) from[r] = x + (first + std::min(r, rows - 1)) * words + i;
         transpose(from, turned, 64);
-        for (long j = 0; j < 16; j++)
-            _mm512_mask_storeu_ps(to + (i + j) * rows, (1 << rows) - 1, _mm512_load_ps(turned[j]));
+        long begin = i / DEEP * DEEP, deep = std::min(words - begin, DEEP);
+        float* at = to + begin * m + first * deep + (i - begin) * rows;
+        for (long j = 0; j < 16; j++) _mm512_mask_storeu_ps(at + j * rows, (1 << rows) - 1, _mm512_load_ps(turned[j]));
     }
 }
 
 // Blocks of 12 rows at most, all as large but for one row.
 template <class T>
 static void linear_by_words(const T* x, const T* w, const T* bias, T* y, long m, long n, long k, int threads) {
-    long words = k / EACH<T>, blocks = (m + TOGETHER - 1) / TOGETHER;
+    long words = k / EACH<T>, blocks = (m + TOGETHER - 1) / TOGETHER, panels = n / PANEL, share = share_of(panels, threads);
     auto begin = [=](long block) { return block * m / blocks; };
-    float* a = (float*)rows_of_all.of(m * words * 4);  // (words, rows) of each block
+    float* a = (float*)rows_of_all.of(m * words * 4);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long b = 0; b < blocks; b++) {
-            long first = begin(b) * words;
-            interleave((const float*)x + first, words, begin(b + 1) - begin(b), a + first);
-        }
+        for (long b = 0; b < blocks; b++) interleave((const float*)x, words, m, begin(b), begin(b + 1) - begin(b), a);
         float* c = (float*)own.of(m * PANEL * 4);
         long lines = std::max(1L, 2 / blocks);
-#pragma omp for schedule(dynamic, SHARE)
-        for (long p = 0; p < n / PANEL; p++) {
+#pragma omp for schedule(dynamic, share)
+        for (long p = 0; p < panels; p++) {
             for (long from = 0; from < words; from += DEEP) {
                 long deep = std::min(words - from, DEEP);
                 const float* part = (const float*)w + (p * words + from) * PANEL;
                 for (long b = 0; b < blocks; b++) {  // two lines of the part that comes next for each word
                     const char* next = (const char*)(part + deep * PANEL) + b * deep * lines * 64;
                     long first = begin(b), rows = begin(b + 1) - first;
-                    STEPS<T>[rows](a + first * words + from * rows, part, deep, c + first * PANEL, from == 0, next,
+                    STEPS<T>[rows](a + from * m + first * deep, part, deep, c + first * PANEL, from == 0, next,
                                    b < 2 ? lines : 0);
                 }
             }

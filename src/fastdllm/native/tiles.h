@@ -56,7 +56,7 @@ static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long 
 extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
     if (m == 0) return;
     long blocks = (m + 31) / 32, steps = k / 32, panels = n / PANEL;
-    long share = blocks > 1 ? SHARE : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
+    long share = blocks > 1 ? share_of(panels, threads) : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
 #pragma omp parallel num_threads(threads)
     {
