@@ -3,12 +3,18 @@
 #include "attention.h"
 #include "rows.h"
 
-static inline void linear(const float* x, const float* w, const float* b, float* y, long m, long n, long k, int threads) {
-    linear_f32(x, w, b, y, m, n, k, threads);
+// Products of the same rows (m, k).
+template <class T>
+static void multiply_all(const T* x, const Product<T>* products, long count, long m, long k, int threads) {
+    linear_by_words(x, products, count, m, k, threads);
 }
-#ifdef __AVX512BF16__
-static inline void linear(const bf16* x, const bf16* w, const bf16* b, bf16* y, long m, long n, long k, int threads) {
-    linear_bf16(x, w, b, y, m, n, k, threads);
+#ifdef __AMX_BF16__
+template <>
+void multiply_all(const bf16* x, const Product<bf16>* products, long count, long m, long k, int threads) {
+    for (long i = 0; i < count; i++) {
+        auto& [w, bias, y, n] = products[i];
+        linear_bf16(x, w, bias, y, m, n, k, threads);
+    }
 }
 #endif
 
@@ -50,11 +56,13 @@ static void project(const Layer<T>& l, const Pass& p, const T* x, T* q, T* keys,
     T* normed = (T*)between.of(count * (2 * p.width + 2 * kv_width) * sizeof(T));
     T *still = normed + count * p.width, *k = still + count * p.width, *v = k + count * kv_width;
     norm(x + from * p.width, l.attention_norm, normed, count, p.width, p.eps, p.threads);
-    linear(normed, l.projections[0], l.biases[0], still, count, p.width, p.width, p.threads);
+    Product<T> products[3] = {
+        {l.projections[0], l.biases[0], still, p.width},
+        {l.projections[1], l.biases[1], k, kv_width},
+        {l.projections[2], l.biases[2], v, kv_width}};
+    multiply_all(normed, products, 3, count, p.width, p.threads);
     long angle = from * p.head_dim;
     rotate(still, p.cos + angle, p.sin + angle, q + from * p.width, count, p.heads, p.head_dim, p.threads);
-    linear(normed, l.projections[1], l.biases[1], k, count, kv_width, p.width, p.threads);
-    linear(normed, l.projections[2], l.biases[2], v, count, kv_width, p.width, p.threads);
     keep(p, k, v, keys, values, from, count);
 }
 
@@ -63,13 +71,14 @@ template <class T>
 static void finish(const Layer<T>& l, const Pass& p, const T* mixed, T* x, long count) {
     T* normed = (T*)between.of(count * (p.width + 2 * p.inner) * sizeof(T));
     T *gates = normed + count * p.width, *ups = gates + count * p.inner;
-    linear(mixed, l.out, (const T*)nullptr, normed, count, p.width, p.width, p.threads);
+    Product<T> out = {l.out, nullptr, normed, p.width}, down = {l.down, nullptr, normed, p.width};
+    Product<T> wide[2] = {{l.gate, nullptr, gates, p.inner}, {l.up, nullptr, ups, p.inner}};
+    multiply_all(mixed, &out, 1, count, p.width, p.threads);
     add(normed, x, count * p.width, p.threads);
     norm(x, l.feed_forward_norm, normed, count, p.width, p.eps, p.threads);
-    linear(normed, l.gate, (const T*)nullptr, gates, count, p.inner, p.width, p.threads);
-    linear(normed, l.up, (const T*)nullptr, ups, count, p.inner, p.width, p.threads);
+    multiply_all(normed, wide, 2, count, p.width, p.threads);
     gated(gates, ups, gates, count * p.inner, p.threads);
-    linear(gates, l.down, (const T*)nullptr, normed, count, p.width, p.inner, p.threads);
+    multiply_all(gates, &down, 1, count, p.inner, p.threads);
     add(normed, x, count * p.width, p.threads);
 }
 

@@ -1,6 +1,9 @@
 // Rows times a weight that lies in panels of 32 outputs, one after another, in the order in which a product reads them: a
 // thread reads some panels front to back, and asks for what comes next while it multiplies.
 #pragma once
+#include <atomic>
+#include <utility>
+
 #include "numbers.h"
 
 // Panels that a thread takes at a time: who is held up leaves the rest to others.
@@ -86,25 +89,48 @@ static void interleave(const float* x, long words, long m, long first, long rows
     }
 }
 
-// Blocks of 12 rows at most, all as large but for one row.
+// A weight (n, k) in panels, its bias or null, and where outputs (m, n) go.
 template <class T>
-static void linear_by_words(const T* x, const T* w, const T* bias, T* y, long m, long n, long k, int threads) {
-    long words = k / EACH<T>, blocks = (m + TOGETHER - 1) / TOGETHER, panels = n / PANEL, share = share_of(panels, threads);
+struct Product {
+    const T *w, *bias;
+    T* y;
+    long n;
+};
+
+// Products of the same rows with `count` weights. Rows go in blocks of 12 at most, all as large but for one row. A thread
+// takes some panels at a time, and the next before it has done with these: so what comes next can be fetched.
+template <class T>
+static void linear_by_words(const T* x, const Product<T>* products, long count, long m, long k, int threads) {
+    long words = k / EACH<T>, blocks = (m + TOGETHER - 1) / TOGETHER, panels = 0;
+    for (long i = 0; i < count; i++) panels += products[i].n / PANEL;
     auto begin = [=](long block) { return block * m / blocks; };
     float* a = (float*)rows_of_all.of(m * words * 4);
+    std::atomic<long> taken{0};
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++) interleave((const float*)x, words, m, begin(b), begin(b + 1) - begin(b), a);
         float* c = (float*)own.of(m * PANEL * 4);
-        long lines = std::max(1L, 2 / blocks);
-#pragma omp for schedule(dynamic, share)
-        for (long p = 0; p < panels; p++) {
+        long lines = std::max(1L, 2 / blocks), share = std::max(1L, panels / (16 * threads)), at = 0, left = 0;
+        auto take = [&] {
+            if (!left) at = taken.fetch_add(share), left = share;
+            left--;
+            long p = at++;
+            const Product<T>* of = products;
+            for (; p < panels && p >= of->n / PANEL; of++) p -= of->n / PANEL;
+            return std::pair(p < panels ? of : nullptr, p);
+        };
+        for (auto now = take(), after = now; now.first; now = after) {
+            after = take();
+            auto& [w, bias, y, n] = *now.first;
+            long p = now.second;
             for (long from = 0; from < words; from += DEEP) {
                 long deep = std::min(words - from, DEEP);
                 const float* part = (const float*)w + (p * words + from) * PANEL;
+                const float* follows = part + deep * PANEL;
+                if (from + deep == words && after.first) follows = (const float*)after.first->w + after.second * words * PANEL;
                 for (long b = 0; b < blocks; b++) {  // two lines of the part that comes next for each word
-                    const char* next = (const char*)(part + deep * PANEL) + b * deep * lines * 64;
+                    const char* next = (const char*)follows + b * deep * lines * 64;
                     long first = begin(b), rows = begin(b + 1) - first;
                     STEPS<T>[rows](a + from * m + first * deep, part, deep, c + first * PANEL, from == 0, next,
                                    b < 2 ? lines : 0);
@@ -116,11 +142,13 @@ static void linear_by_words(const T* x, const T* w, const T* bias, T* y, long m,
 }
 
 extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
-    if (m) linear_by_words(x, w, bias, y, m, n, k, threads);
+    Product<float> product = {w, bias, y, n};
+    if (m) linear_by_words(x, &product, 1, m, k, threads);
 }
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // tiles.h has another for processors with AMX
 extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
-    if (m) linear_by_words(x, w, bias, y, m, n, k, threads);
+    Product<bf16> product = {w, bias, y, n};
+    if (m) linear_by_words(x, &product, 1, m, k, threads);
 }
 #endif
