@@ -10,7 +10,8 @@ struct Shape {
     const long* places;  // batch rows of keys and values; null: their own
 };
 
-constexpr long AT_ONCE = 32;  // query rows, each a row of one of the heads that share keys and values
+constexpr long AT_ONCE = 32;        // query rows, each a row of one of the heads that share keys and values
+constexpr long MOST = 256L << 10;  // bytes of keys that are fetched before they are wanted: others need the cache, too
 
 // What a thread works with, whatever the dtype.
 template <class T>
@@ -99,6 +100,13 @@ struct Work {
     }
 };
 
+// Eight of the 32 rows of Attention::mix_words; a function of its own, in which the compiler keeps the sums in registers.
+template <class T, long LINES>
+static __attribute__((noinline)) void mix_eight(
+    const float* w, const float* v, long step, long deep, float* to, long wide, bool first, const char* next) {
+    multiply<T, 8>(w, 32, 1, v, step, deep, to, wide, first, next, LINES);
+}
+
 // By words, as products are.
 template <class T>
 struct Attention : Work<T> {
@@ -130,26 +138,33 @@ struct Attention : Work<T> {
             multiply<T, 8>((const float*)(k + t * step), 1, step / EACH<T>, queries, 32, words, c + t * 32, 32, true, nullptr, 0);
     }
 
-    void mix(const T* v, bool held) {
+    // Values by weights; the keys of `after` are fetched meanwhile.
+    void mix(const T* v, bool held, const T* after) {
         if constexpr (EACH<T> == 1) {
-            mix_words(scores, v, s.v[2], s.length);
+            mix_words(scores, v, s.v[2], s.length, (const char*)after);
         } else {
             if (!held) this->pair_values(v, [&](long t, long i) { return values + t / 2 * s.width + i; }, LANES);
             memset(scores + s.length * 32, 0, (keys - s.length) * 128);
             for (long t = 0; t < s.length; t += 2)  // in place of the first of them
                 for (long half = 0; half < 2; half++) store(scores + (t + half) * 16, (vec)this->pair(t, half));
-            mix_words(scores, values, s.width, (s.length + 1) / 2);
+            mix_words(scores, values, s.width, (s.length + 1) / 2, (const char*)after);
             this->unpack();
         }
     }
 
     // Of `count` words: weights (count, 32) times values (count, width), whose words lie `step` apart.
-    void mix_words(const float* weights, const float* v, long step, long count) {
+    void mix_words(const float* weights, const float* v, long step, long count, const char* after) {
+        const char* end = after ? after + std::min(s.length * s.k[2] * (long)sizeof(T), MOST) : nullptr;
         for (long t = 0; t < count; t += DEEP)
             for (long i = 0; i < s.width; i += 32)
-                for (long r = 0; r < AT_ONCE; r += 8)
-                    multiply<T, 8>(weights + t * 32 + r, 32, 1, v + t * step + i, step, std::min(DEEP, count - t),
-                                   out + r * s.width + i, s.width, t == 0, nullptr, 0);
+                for (long r = 0; r < AT_ONCE; r += 8) {
+                    const float *w = weights + t * 32 + r, *from = v + t * step + i;
+                    float* to = out + r * s.width + i;
+                    long deep = std::min(DEEP, count - t);
+                    bool asks = after < end;
+                    (asks ? mix_eight<T, 1> : mix_eight<T, 0>)(w, from, step, deep, to, s.width, t == 0, after);
+                    after += asks * deep * 64;
+                }
     }
 };
 
@@ -162,15 +177,19 @@ template <class T>
 static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape& s, float scale, int threads) {
     long per = s.heads / s.groups * s.rows, blocks = (per + AT_ONCE - 1) / AT_ONCE, tasks = s.batch * s.groups * blocks;
     long share = std::max(1L, std::min(blocks, tasks / (4 * threads)));  // mostly of one group, whose values stay held
+    auto of = [&](const T* all, const long step[3], long group) {
+        long n = group / s.groups;
+        return all + (s.places ? s.places[n] : n) * step[0] + group % s.groups * step[1];
+    };
+    std::atomic<long> taken{0};
 #pragma omp parallel num_threads(threads)
     {
         Attention<T> a(s);
-        long held = -1;
-#pragma omp for schedule(dynamic, share)
-        for (long task = 0; task < tasks; task++) {
+        Share mine{taken, share};
+        for (long task = mine.take(), after, held = -1; task < tasks; task = after) {
+            after = mine.take();
             long group = task / blocks, n = group / s.groups, h = group % s.groups, first = task % blocks * AT_ONCE;
-            long place = s.places ? s.places[n] : n;
-            const T *keys = k + place * s.k[0] + h * s.k[1], *values = v + place * s.v[0] + h * s.v[1], *rows[AT_ONCE] = {};
+            const T *keys = of(k, s.k, group), *values = of(v, s.v, group), *rows[AT_ONCE] = {};
             const uint8_t* seen[AT_ONCE] = {};
             T* to[AT_ONCE];
             for (long r = 0; r < AT_ONCE; r++) {
@@ -188,7 +207,8 @@ static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* o
                 a.see(t, keys, values, seen, s.mask[1] == 0, top);
             }
             a.weigh(top, scale * LOG2E, total);
-            a.mix(values, held == group);
+            bool other = after < tasks && after / blocks != group;
+            a.mix(values, held == group, other ? of(k, s.k, after / blocks) : nullptr);
             held = group;
             for (long r = 0; r < std::min(AT_ONCE, per - first); r++)
                 for (long i = 0; i < s.width; i += LANES)

@@ -6,8 +6,17 @@
 
 #include "numbers.h"
 
-// Panels that a thread takes at a time: who is held up leaves the rest to others.
-static inline long share_of(long panels, int threads) { return std::max(4L, panels / (8 * threads)); }
+// What a thread of several has to do: `share` things at a time, so that who is held up leaves the rest to others.
+struct Share {
+    std::atomic<long>& taken;
+    const long share;
+    long at = 0, left = 0;
+    long take() {
+        if (!left) at = taken.fetch_add(share), left = share;
+        left--;
+        return at++;
+    }
+};
 
 // Rows of a finished panel, from float32 sums (rows, 32) into the outputs.
 template <class T>
@@ -111,11 +120,10 @@ static void linear_by_words(const T* x, const Product<T>* products, long count, 
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++) interleave((const float*)x, words, m, begin(b), begin(b + 1) - begin(b), a);
         float* c = (float*)own.of(m * PANEL * 4);
-        long lines = std::max(1L, 2 / blocks), share = std::max(1L, panels / (16 * threads)), at = 0, left = 0;
+        long lines = std::max(1L, 2 / blocks);
+        Share mine{taken, std::max(1L, panels / (16 * threads))};
         auto take = [&] {
-            if (!left) at = taken.fetch_add(share), left = share;
-            left--;
-            long p = at++;
+            long p = mine.take();
             const Product<T>* of = products;
             for (; p < panels && p >= of->n / PANEL; of++) p -= of->n / PANEL;
             return std::pair(p < panels ? of : nullptr, p);

@@ -5,6 +5,9 @@
 
 #include "attention.h"
 
+// Panels that a thread takes at a time: who is held up leaves the rest to others.
+static inline long share_of(long panels, int threads) { return std::max(4L, panels / (8 * threads)); }
+
 // Blocks of rows, each of so many bytes, that stay in a core's own cache while panels go by.
 static inline long near(long bytes) { return std::max(1L, (768L << 10) / bytes); }
 
@@ -136,7 +139,7 @@ struct Attention<bf16> : Work<bf16> {
             }
     }
 
-    void mix(const bf16* v, bool held) {
+    void mix(const bf16* v, bool held, const bf16*) {
         if (!held) hold_values(v);
         hold_weights();
         written();
