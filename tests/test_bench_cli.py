@@ -73,6 +73,8 @@ class TestOneSetting:
                 assert limit["roofline_ms"] == max(limit["compute_ms"], limit["memory_ms"])
                 share = limit["roofline_ms"] / made["network_ms"]["median"]
                 assert limit["fraction_of_roofline"]["network"] == pytest.approx(share)
+                share = limit["roofline_ms"] / min(made["network_ms"]["values"])
+                assert limit["fraction_of_roofline"]["fastest"] == pytest.approx(share)
 
     def test_generations_are_counted_whole(self, whole) -> None:
         _, found, _ = whole

@@ -25,6 +25,10 @@ class Spread:
         return statistics.median(self.values)
 
     @property
+    def least(self) -> float:
+        return min(self.values)
+
+    @property
     def quartiles(self) -> tuple[float, float]:
         """First and third."""
         if len(self.values) == 1:
@@ -42,7 +46,7 @@ class Spread:
             "median": self.median,
             "q1": first,
             "q3": third,
-            "min": min(self.values),
+            "min": self.least,
             "max": max(self.values),
             "n": len(self.values),
             "values": list(self.values),

@@ -64,7 +64,8 @@ class NativeStack:
 
     def __init__(self, blocks: Sequence[Block], kernels: Kernels) -> None:
         self._blocks = list(blocks)
-        self._parts = [part for block in blocks for part in block.modules()]
+        parts = [part for block in blocks for part in block.modules()]
+        self._hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         first, layers = blocks[0], [_weights(block) for block in blocks]
         self._stack = Stack(kernels, layers, first.attention_norm.eps, first.attention.head_dim, CHUNK)
 
@@ -82,8 +83,7 @@ class NativeStack:
         return self._stack(x, held, *angles, visible)
 
     def _watched(self) -> bool:
-        hooks = (part._forward_hooks or part._forward_pre_hooks for part in self._parts)
-        return is_in_torch_dispatch_mode() or any(hooks)
+        return is_in_torch_dispatch_mode() or any(self._hooks)
 
     def _nowhere(self, x: Tensor, groups: int, width: int) -> Slots:
         """Room for keys and values of the rows ``x`` (B, R, E), which every layer overwrites."""
