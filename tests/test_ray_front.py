@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from typing import Any
@@ -19,6 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from fastdllm.cluster import passage
+from fastdllm.cluster.deploy import not_of_ray
 from fastdllm.cluster.metrics import FrontMetrics, merged
 from fastdllm.cluster.passing import converse
 from fastdllm.cluster.replica import Gone
@@ -250,3 +252,26 @@ def test_an_application_that_fails_is_not_taken_for_one_that_is_done():
 
     with pytest.raises(ValueError, match="broken"):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(("error", "told"), [(DIED, False), (ValueError("broken"), True)])
+def test_what_rays_router_leaves_behind_is_not_told(caplog, error, told):
+    """A task of its own that asks a replica how busy it is fails when that one ends, and nobody awaits it."""
+
+    async def fails() -> None:
+        raise error
+
+    async def run() -> None:
+        task = asyncio.ensure_future(fails())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(not_of_ray)
+    try:
+        asyncio.run(run())
+    finally:
+        logger.removeFilter(not_of_ray)
+    assert ("exception was never retrieved" in caplog.text) is told

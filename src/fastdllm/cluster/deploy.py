@@ -45,6 +45,7 @@ def deployed(
         NoCluster: they do not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(not_of_ray)
     serve: Any = import_module("ray.serve")
     most, queue = settings.limits.max_batch, settings.limits.queue_size
     private, token = behind(settings)
@@ -88,6 +89,11 @@ def _await_replicas(serve: Any, name: str, workers: Workers, waiting: Callable[[
             so_far = f"{states.get('RUNNING', 0)} of {workers.count} replicas are ready"
             waiting(f"{so_far}: {lack}" if lack else so_far)
         time.sleep(0.1)
+
+
+def not_of_ray(record: logging.LogRecord) -> bool:
+    """Whether a line is none of those that Ray's router leaves when a replica ends while it asks for its queue."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], RayError | RayServeException)
 
 
 def _sentence(application: Any) -> str:
