@@ -168,7 +168,7 @@ struct Attention : Work<T> {
     }
 };
 
-#ifdef __AMX_BF16__
+#ifdef TILES
 #include "tiles.h"
 #endif
 
@@ -216,13 +216,3 @@ static void attend(const T* q, const T* k, const T* v, const uint8_t* mask, T* o
         }
     }
 }
-
-#define ATTEND(T, dtype)                                                                                               \
-    extern "C" void attend_##dtype(                                                                                    \
-        const T* q, const T* k, const T* v, const uint8_t* mask, T* out, const Shape* s, float scale, int threads) {   \
-        attend(q, k, v, mask, out, *s, scale, threads);                                                                \
-    }
-ATTEND(float, f32)
-#ifdef __AVX512BF16__
-ATTEND(bf16, bf16)
-#endif

@@ -55,9 +55,9 @@ def compiler() -> list[str] | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """The kernels of this machine. What lies in the cache and cannot be loaded is built anew.
+@lru_cache
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The kernels of this machine for a dtype. What lies in the cache and cannot be loaded is built anew.
 
     Raises:
         OptionError: they cannot be built here.
@@ -69,11 +69,12 @@ def library() -> ctypes.CDLL:
         raise OptionError("the kernels of compile=True need a torch with OpenMP, and this one has none.")
     try:
         folder = private(home())
-        path = folder / f"kernels-{digest(command, threads)}.so"
+        flags = (*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else []))
+        path = folder / f"kernels-{digest(command, flags, threads)}.so"
         if path.exists():
             with suppress(OSError):
                 return ctypes.CDLL(str(path))
-        return build(path, command, threads)
+        return build(path, [*command, *flags], threads)
     except OSError as error:
         raise OptionError(f"the kernels of compile=True cannot be kept or loaded ({error}).") from None
 
@@ -103,10 +104,10 @@ def private(folder: Path) -> Path:
     return folder
 
 
-def digest(command: Sequence[str], threads: Path) -> str:
+def digest(command: Sequence[str], flags: Sequence[str], threads: Path) -> str:
     """A name for what a library is built from, by what, for which processor and with which runtime."""
     sources = [path.read_text() for path in sorted((*HERE.glob("*.h"), SOURCE))]
-    of = [*sources, *FLAGS, *sorted(cpu_flags()), str(threads), *command, str(Path(command[0]).stat().st_mtime_ns)]
+    of = [*sources, *flags, *sorted(cpu_flags()), str(threads), *command, str(Path(command[0]).stat().st_mtime_ns)]
     return hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
 
 
@@ -139,7 +140,7 @@ def build(path: Path, command: Sequence[str], threads: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         logger.warning("building kernels for this processor, once: some seconds")
         made, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        _run([*command, *FLAGS, "-c", str(SOURCE), "-o", str(made)])
+        _run([*command, "-c", str(SOURCE), "-o", str(made)])
         _run([*command, "-shared", str(made), str(threads), "-o", str(whole)])
         loaded = ctypes.CDLL(str(whole))
         whole.replace(path)

@@ -25,7 +25,6 @@ from fastdllm.native.build import library, supports
 PANEL = 32
 """Outputs and inputs of a layer must be multiples of this."""
 LANES = 16
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 POINTER, LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: dict[str, list[Any]] = {
     "linear": [POINTER] * 4 + [LONG] * 3 + [ctypes.c_int],
@@ -58,15 +57,11 @@ class Kernels:
     def __init__(self, dtype: torch.dtype) -> None:
         if not supports(dtype):
             raise OptionError(f"there are no kernels for {str(dtype).removeprefix('torch.')} on this processor.")
-        kernels = library()
-        self.dtype, self.tiles = dtype, dtype == torch.bfloat16 and hasattr(kernels, "allow_tiles")
-        if not hasattr(kernels, f"linear_{SUFFIX[dtype]}"):
-            raise OptionError("the kernels of compile=True need a compiler that knows AVX-512 BF16, such as g++ 11.")
+        kernels = library(dtype)
+        self.dtype, self.tiles = dtype, hasattr(kernels, "allow_tiles")
         if self.tiles and not kernels.allow_tiles():
             raise OptionError("the kernels of compile=True need AMX, which this system does not let a process use.")
-        self.call = {
-            name: _typed(kernels[f"{name}_{SUFFIX[dtype]}"], arguments) for name, arguments in _ARGUMENTS.items()
-        }
+        self.call = {name: _typed(kernels[f"fastdllm_{name}"], arguments) for name, arguments in _ARGUMENTS.items()}
 
     def __reduce__(self) -> tuple[object, ...]:
         return kernels_for, (self.dtype,)

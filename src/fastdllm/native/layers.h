@@ -3,21 +3,6 @@
 #include "attention.h"
 #include "rows.h"
 
-// Products of the same rows (m, k).
-template <class T>
-static void multiply_all(const T* x, const Product<T>* products, long count, long m, long k, int threads) {
-    linear_by_words(x, products, count, m, k, threads);
-}
-#ifdef __AMX_BF16__
-template <>
-void multiply_all(const bf16* x, const Product<bf16>* products, long count, long m, long k, int threads) {
-    for (long i = 0; i < count; i++) {
-        auto& [w, bias, y, n] = products[i];
-        linear_bf16(x, w, bias, y, m, n, k, threads);
-    }
-}
-#endif
-
 template <class T>
 struct Layer {
     const T *attention_norm, *projections[3], *biases[3], *out, *feed_forward_norm, *gate, *up, *down;
@@ -96,12 +81,3 @@ static void layer(T* x, T* q, T* keys, T* values, const Layer<T>& l, const Pass&
     for (long from = 0; from < all; from += p.chunk)
         finish(l, p, q + from * p.width, x + from * p.width, std::min(p.chunk, all - from));
 }
-
-#define LAYER(T, dtype)                                                                                              \
-    extern "C" void layer_##dtype(T* x, T* q, T* keys, T* values, const Layer<T>* l, const Pass* p) {                \
-        layer(x, q, keys, values, *l, *p);                                                                           \
-    }
-LAYER(float, f32)
-#ifdef __AVX512BF16__
-LAYER(bf16, bf16)
-#endif

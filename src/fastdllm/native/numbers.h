@@ -9,6 +9,14 @@
 #include <cstring>
 
 using bf16 = uint16_t;
+#ifdef BFLOAT16  // what this library computes with; each has one of its own, so that none waits for what it does not need
+using number = bf16;
+#ifdef __AMX_BF16__
+#define TILES
+#endif
+#else
+using number = float;
+#endif
 constexpr long LANES = 16, PANEL = 32;
 
 typedef float vec __attribute__((vector_size(64)));

@@ -109,7 +109,8 @@ struct Product {
 // Products of the same rows with `count` weights. Rows go in blocks of 12 at most, all as large but for one row. A thread
 // takes some panels at a time, and the next before it has done with these: so what comes next can be fetched.
 template <class T>
-static void linear_by_words(const T* x, const Product<T>* products, long count, long m, long k, int threads) {
+static void multiply_all(const T* x, const Product<T>* products, long count, long m, long k, int threads) {
+    if (m == 0) return;
     long words = k / EACH<T>, blocks = (m + TOGETHER - 1) / TOGETHER, panels = 0;
     for (long i = 0; i < count; i++) panels += products[i].n / PANEL;
     auto begin = [=](long block) { return block * m / blocks; };
@@ -148,15 +149,3 @@ static void linear_by_words(const T* x, const Product<T>* products, long count, 
         }
     }
 }
-
-extern "C" void linear_f32(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
-    Product<float> product = {w, bias, y, n};
-    if (m) linear_by_words(x, &product, 1, m, k, threads);
-}
-
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // tiles.h has another for processors with AMX
-extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
-    Product<bf16> product = {w, bias, y, n};
-    if (m) linear_by_words(x, &product, 1, m, k, threads);
-}
-#endif

@@ -51,17 +51,3 @@ static void add(const T* x, T* y, long count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < count; i += LANES) store(y + i, load(x + i) + load(y + i));
 }
-
-#define EXPORT(T, dtype)                                                                                              \
-    extern "C" void norm_##dtype(const T* x, const T* w, T* y, long rows, long width, float eps, int threads) {       \
-        norm(x, w, y, rows, width, eps, threads);                                                                     \
-    }                                                                                                                 \
-    extern "C" void rotate_##dtype(                                                                                   \
-        const T* x, const float* cos, const float* sin, T* y, long rows, long heads, long width, int threads) {       \
-        rotate(x, cos, sin, y, rows, heads, width, threads);                                                          \
-    }                                                                                                                 \
-    extern "C" void gated_##dtype(const T* gate, const T* up, T* y, long count, int threads) {                        \
-        gated(gate, up, y, count, threads);                                                                           \
-    }
-EXPORT(float, f32)
-EXPORT(bf16, bf16)

@@ -56,8 +56,8 @@ static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long 
     _tile_stored(2, c + 16 * PANEL, 128); _tile_stored(3, c + 16 * PANEL + 16, 128);
 }
 
-extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, long m, long n, long k, int threads) {
-    if (m == 0) return;
+static void linear_by_tiles(const bf16* x, const Product<bf16>& product, long m, long k, int threads) {
+    auto [w, bias, y, n] = product;
     long blocks = (m + 31) / 32, steps = k / 32, panels = n / PANEL;
     long share = blocks > 1 ? share_of(panels, threads) : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
@@ -84,6 +84,11 @@ extern "C" void linear_bf16(const bf16* x, const bf16* w, const bf16* bias, bf16
                 }
         _tile_release();
     }
+}
+
+template <>
+void multiply_all(const bf16* x, const Product<bf16>* products, long count, long m, long k, int threads) {
+    for (long i = 0; m && i < count; i++) linear_by_tiles(x, products[i], m, k, threads);
 }
 
 template <>
