@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -115,6 +116,14 @@ def test_attention_is_the_fused_kernels(dtype, batch, heads, rows, length, width
     found = kernels_for(dtype).attend(q, k, v, visible)
     assert found.shape == q.shape
     exact = sdpa(q.double(), k.double(), v.double(), visible)
+    torch.testing.assert_close(found.double(), exact, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", SERVED)
+def test_attention_over_keys_an_odd_number_of_steps_apart(dtype):
+    q, v = drawn(1, 2, 5, 32, dtype=dtype), drawn(1, 2, 70, 33, dtype=dtype)[..., :32]
+    k = drawn(1, 2, 70, 33, dtype=dtype, seed=1)[..., :32]
+    found, exact = kernels_for(dtype).attend(q, k, v, None), sdpa(q.double(), k.double(), v.double(), None)
     torch.testing.assert_close(found.double(), exact, atol=CLOSE[dtype], rtol=CLOSE[dtype])
 
 
@@ -513,6 +522,16 @@ def test_without_tiles(nothing_built, monkeypatch):
     test_what_is_no_number_is_not_hidden(torch.bfloat16)
 
 
+def test_a_copy_for_another_order_of_weights_is_refused(monkeypatch):
+    kernels = kernels_for(SERVED[0])
+    monkeypatch.setattr(kernels, "tiles", not kernels.tiles)
+    kept = pickle.dumps(kernels)
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="load it here instead"):
+        pickle.loads(kept)
+    assert pickle.loads(pickle.dumps(kernels)) is kernels
+
+
 def test_kernels_share_the_threads_of_torch(nothing_built):
     """Another OpenMP runtime, as sklearn brings one, would bring another pool of threads onto the same cores."""
     code = (
@@ -524,6 +543,18 @@ def test_kernels_share_the_threads_of_torch(nothing_built):
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert len(set(found)) == 1
+
+
+def test_kernels_are_linked_with_no_runtime_but_that_of_torch(nothing_built, monkeypatch):
+    """A flag of OpenMP would add the compiler's own, which stays unseen where both have the same name."""
+    commands = list[list[str]]()
+    run = build._run
+    monkeypatch.setattr(build, "_run", lambda command: [commands.append(command), run(command)])
+    kernels_for(SERVED[0])
+    compiled, linked = commands
+    assert "-fopenmp" in compiled
+    assert "-fopenmp" not in linked
+    assert str(build.runtime()) in linked
 
 
 def test_processes_that_build_at_once(tmp_path):

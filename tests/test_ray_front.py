@@ -254,6 +254,18 @@ def test_an_application_that_fails_is_not_taken_for_one_that_is_done():
         asyncio.run(run())
 
 
+def test_a_line_without_an_exception_is_told(caplog):
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(not_of_ray)
+    try:
+        loop = asyncio.new_event_loop()
+        loop.call_exception_handler({"message": "a task was destroyed"})
+        loop.close()
+    finally:
+        logger.removeFilter(not_of_ray)
+    assert "a task was destroyed" in caplog.text
+
+
 @pytest.mark.parametrize(("error", "told"), [(DIED, False), (ValueError("broken"), True)])
 def test_what_rays_router_leaves_behind_is_not_told(caplog, error, told):
     """A task of its own that asks a replica how busy it is fails when that one ends, and nobody awaits it."""

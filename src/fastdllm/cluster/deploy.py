@@ -93,7 +93,7 @@ def _await_replicas(serve: Any, name: str, workers: Workers, waiting: Callable[[
 
 def not_of_ray(record: logging.LogRecord) -> bool:
     """Whether a line is none of those that Ray's router leaves when a replica ends while it asks for its queue."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], RayError | RayServeException)
+    return not record.exc_info or not isinstance(record.exc_info[1], RayError | RayServeException)
 
 
 def _sentence(application: Any) -> str:

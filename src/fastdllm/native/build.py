@@ -74,7 +74,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         if path.exists():
             with suppress(OSError):
                 return ctypes.CDLL(str(path))
-        return build(path, [*command, *flags], threads)
+        return build(path, command, flags, threads)
     except OSError as error:
         raise OptionError(f"the kernels of compile=True cannot be kept or loaded ({error}).") from None
 
@@ -130,7 +130,7 @@ def _torch() -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 
-def build(path: Path, command: Sequence[str], threads: Path) -> ctypes.CDLL:
+def build(path: Path, command: Sequence[str], flags: Sequence[str], threads: Path) -> ctypes.CDLL:
     """Compile the kernels to ``path``, and say so; processes that do so at once do not meet.
 
     Raises:
@@ -140,8 +140,8 @@ def build(path: Path, command: Sequence[str], threads: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         logger.warning("building kernels for this processor, once: some seconds")
         made, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        _run([*command, "-c", str(SOURCE), "-o", str(made)])
-        _run([*command, "-shared", str(made), str(threads), "-o", str(whole)])
+        _run([*command, *flags, "-c", str(SOURCE), "-o", str(made)])
+        _run([*command, "-shared", str(made), str(threads), "-o", str(whole)])  # no flags: they would add a runtime
         loaded = ctypes.CDLL(str(whole))
         whole.replace(path)
     return loaded

@@ -64,7 +64,7 @@ class Kernels:
         self.call = {name: _typed(kernels[f"fastdllm_{name}"], arguments) for name, arguments in _ARGUMENTS.items()}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return kernels_for, (self.dtype,)
+        return _again, (self.dtype, self.tiles)
 
     def check(self, *tensors: Tensor) -> None:
         """Refuse what the kernels would take for something else: they are told addresses alone."""
@@ -133,7 +133,8 @@ class Kernels:
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         self.check(q, k, v)
         batch, heads, rows, width = q.shape
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        each = _each(self.dtype)  # slots must begin with a word
+        q, k, v = (x if x.stride(-1) == 1 and x.stride(2) % each == 0 else x.contiguous() for x in (q, k, v))
         out = q.new_empty((batch, rows, heads, width)).transpose(1, 2)
         assert k.shape == v.shape == (batch, k.shape[1], k.shape[2], width), (q.shape, k.shape, v.shape)
         mask, steps = seen(visible, batch, rows, k.shape[2])
@@ -188,6 +189,14 @@ def kernels_for(dtype: torch.dtype) -> Kernels:
         OptionError: as of :class:`Kernels`.
     """
     return Kernels(dtype)
+
+
+def _again(dtype: torch.dtype, tiles: bool) -> Kernels:
+    """The kernels of a copy, whose weights must lie as they want them."""
+    kernels = kernels_for(dtype)
+    if kernels.tiles != tiles:
+        raise OptionError("this model's weights lie as another processor's kernels want them: load it here instead.")
+    return kernels
 
 
 def _each(dtype: torch.dtype) -> int:

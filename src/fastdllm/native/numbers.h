@@ -34,15 +34,12 @@ static inline vec load(const bf16* p) {
     return (vec)(__builtin_convertvector(h, bits) << 16);
 }
 static inline void store(float* p, vec v) { memcpy(p, &v, 64); }
-static inline void store(bf16* p, vec v) {  // to nearest, ties to even
-#ifdef __AVX512BF16__  // takes numbers below the least normal one for zero
+#ifdef __AVX512BF16__
+static inline void store(bf16* p, vec v) {  // to nearest, ties to even; numbers below the least normal one are zero
     __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-#else
-    bits u = (bits)v;
-    halves h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
-#endif
     memcpy(p, &h, 32);
 }
+#endif
 static inline vec all(float x) { return vec{} + x; }
 static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }

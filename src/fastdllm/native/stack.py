@@ -153,6 +153,7 @@ class Stack:
         assert head_dim == self._head_dim, (first.shape, self._head_dim)
         assert all(t.shape == first.shape and t.stride() == first.stride() for t in (*held.keys, *held.values))
         assert first.stride(-1) == 1, first.stride()
+        assert first.stride(2) % 2 == 0, first.stride()  # a slot begins with a word, in bfloat16 a pair
         assert (held.places.shape, held.slots.shape) == ((batch,), (batch, rows)), (held.places.shape, held.slots.shape)
         for index, size in ((held.places, first.shape[0]), (held.slots, length)):
             assert index.dtype == torch.long, index.dtype

@@ -57,7 +57,9 @@ static inline void multiply(const bf16* a0, const bf16* a1, const bf16* b, long 
 }
 
 static void linear_by_tiles(const bf16* x, const Product<bf16>& product, long m, long k, int threads) {
-    auto [w, bias, y, n] = product;
+    const bf16 *w = product.w, *bias = product.bias;
+    bf16* y = product.y;
+    long n = product.n;
     long blocks = (m + 31) / 32, steps = k / 32, panels = n / PANEL;
     long share = blocks > 1 ? share_of(panels, threads) : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
