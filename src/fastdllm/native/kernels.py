@@ -25,6 +25,8 @@ from fastdllm.native.build import library, supports
 PANEL = 32
 """Outputs and inputs of a layer must be multiples of this."""
 LANES = 16
+WORD = torch.int32
+"""What is moved and multiplied at once: a number of float32, or a pair of bfloat16."""
 POINTER, LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: dict[str, list[Any]] = {
     "linear": [POINTER] * 4 + [LONG] * 3 + [ctypes.c_int],
@@ -90,20 +92,21 @@ class Kernels:
 
     def panels(self, weight: Tensor) -> Tensor:
         """A weight (N, K) in the order in which a product reads it: a vector of N * K numbers."""
-        outputs, inputs = weight.shape
-        if self.tiles:  # (panel, 32 inputs, half a panel, pair of inputs, output, one of the pair)
-            return weight.view(outputs // 32, 2, 16, inputs // 32, 16, 2).permute(0, 3, 1, 4, 2, 5).flatten()
-        each = _each(self.dtype)  # (panel, word of inputs, output, one of the word)
-        return weight.view(outputs // 32, 32, inputs // each, each).transpose(1, 2).flatten()
+        outputs, words = weight.shape[0], weight.contiguous().view(WORD)
+        if self.tiles:  # (panel, 32 inputs, half a panel, word, output)
+            parts = words.view(outputs // 32, 2, 16, -1, 16).permute(0, 3, 1, 4, 2)
+        else:  # (panel, word, output)
+            parts = words.view(outputs // 32, 32, -1).transpose(1, 2)
+        return parts.flatten().view(self.dtype)
 
     def dense(self, held: Tensor, outputs: int) -> Tensor:
         """The weight (N, K) of its :meth:`panels`."""
-        inputs, each = held.numel() // outputs, _each(self.dtype)
+        words = held.view(WORD)
         if self.tiles:
-            parts = held.view(outputs // 32, inputs // 32, 2, 16, 16, 2).permute(0, 2, 4, 1, 3, 5)
+            parts = words.view(outputs // 32, -1, 2, 16, 16).permute(0, 2, 4, 1, 3)
         else:
-            parts = held.view(outputs // 32, inputs // each, 32, each).transpose(1, 2)
-        return parts.reshape(outputs, inputs)
+            parts = words.view(outputs // 32, -1, 32).transpose(1, 2)
+        return parts.reshape(outputs, -1).contiguous().view(self.dtype)
 
     def linear(self, x: Tensor, held: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
         """Outputs (..., N) of rows (..., K), summed in float32, from the :meth:`panels` of a weight."""
@@ -133,7 +136,7 @@ class Kernels:
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         self.check(q, k, v)
         batch, heads, rows, width = q.shape
-        each = _each(self.dtype)  # slots must begin with a word
+        each = WORD.itemsize // self.dtype.itemsize  # slots must begin with a word
         q, k, v = (x if x.stride(-1) == 1 and x.stride(2) % each == 0 else x.contiguous() for x in (q, k, v))
         out = q.new_empty((batch, rows, heads, width)).transpose(1, 2)
         assert k.shape == v.shape == (batch, k.shape[1], k.shape[2], width), (q.shape, k.shape, v.shape)
@@ -197,11 +200,6 @@ def _again(dtype: torch.dtype, tiles: bool) -> Kernels:
     if kernels.tiles != tiles:
         raise OptionError("this model's weights lie as another processor's kernels want them: load it here instead.")
     return kernels
-
-
-def _each(dtype: torch.dtype) -> int:
-    """Numbers that are multiplied at once: those of a word of 32 bits."""
-    return 4 // dtype.itemsize
 
 
 def address(tensor: Tensor | None) -> int | None:
