@@ -5,8 +5,7 @@
 
 #include "attention.h"
 
-// Panels that a thread takes at a time: who is held up leaves the rest to others.
-static inline long share_of(long panels, int threads) { return std::max(4L, panels / (8 * threads)); }
+constexpr long SHARE = 4;  // panels that a thread takes at a time: who is held up leaves the rest to others
 
 // Blocks of rows, each of so many bytes, that stay in a core's own cache while panels go by.
 static inline long near(long bytes) { return std::max(1L, (768L << 10) / bytes); }
@@ -61,7 +60,7 @@ static void linear_by_tiles(const bf16* x, const Product<bf16>& product, long m,
     bf16* y = product.y;
     long n = product.n;
     long blocks = (m + 31) / 32, steps = k / 32, panels = n / PANEL;
-    long share = blocks > 1 ? share_of(panels, threads) : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
+    long share = blocks > 1 ? SHARE : (panels + threads - 1) / threads;  // of few rows: memory is read front to back
     bf16* a = (bf16*)rows_of_all.of(blocks * 2 * steps * TILE * 2);  // (blocks, 2, steps) tiles
 #pragma omp parallel num_threads(threads)
     {
